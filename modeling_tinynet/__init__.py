@@ -1,0 +1,26 @@
+"""TinyNet image classifiers for transformers. Importing this package makes the Auto classes and pipelines know them."""
+
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+from .configuration_tinynet import TINYNET_VARIANTS, TinyNetConfig
+from .image_processing_tinynet import TinyNetImageProcessor
+from .modeling_tinynet import TinyNetBackbone, TinyNetForImageClassification, TinyNetModel, TinyNetPreTrainedModel
+
+
+AutoConfig.register(TinyNetConfig.model_type, TinyNetConfig, exist_ok=True)
+AutoModel.register(TinyNetConfig, TinyNetModel, exist_ok=True)
+AutoModelForImageClassification.register(TinyNetConfig, TinyNetForImageClassification, exist_ok=True)
+AutoBackbone.register(TinyNetConfig, TinyNetBackbone, exist_ok=True)
+AutoImageProcessor.register(
+    TinyNetConfig, image_processor_classes={"torchvision": TinyNetImageProcessor}, exist_ok=True
+)
+
+__all__ = [
+    "TINYNET_VARIANTS",
+    "TinyNetBackbone",
+    "TinyNetConfig",
+    "TinyNetForImageClassification",
+    "TinyNetImageProcessor",
+    "TinyNetModel",
+    "TinyNetPreTrainedModel",
+]

@@ -1,0 +1,243 @@
+# Copyright 2026 The modeling-tinynet contributors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""TinyNet's evaluation transform: the one under which the published accuracies were measured."""
+
+import json
+import os
+from typing import Any
+
+import torch
+from torchvision.transforms.v2 import functional as tvF
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+    is_numpy_array,
+    is_pil_image,
+)
+from transformers.utils import logging
+
+from .configuration_tinynet import TinyNetConfig
+
+logger = logging.get_logger(__name__)
+
+_HUB_ARGUMENTS = (
+    "cache_dir",
+    "force_download",
+    "proxies",
+    "token",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "_from_auto",
+    "_from_pipeline",
+)
+
+
+def resize_and_center_crop(image: torch.Tensor, resize_size: int, image_size: int) -> torch.Tensor:
+    """
+    The geometry of the evaluation transform on a decoded image, in 8-bit arithmetic.
+
+    The shorter side is resized to `resize_size` (bicubic, antialiased, the longer side rounded down), then the centre
+    is cut out; an offset of half a pixel is rounded half to even, and what the image lacks is zero. An image in
+    channels-last memory (`hwc.permute(2, 0, 1)`) is resized fastest, and stays in it.
+
+    Torch's 8-bit kernel has coarser weights than Pillow's: a few values of a photo differ by one step of 255, and of
+    pictures that are dithered, slim or enlarged many times, very few by two.
+
+    Args:
+        image (`torch.Tensor`): uint8, (..., channels, height, width).
+        resize_size (`int`): Shorter side after resizing, in pixels.
+        image_size (`int`): Side of the square crop, in pixels.
+
+    Returns:
+        `torch.Tensor`: uint8, (..., channels, image_size, image_size); a view where nothing had to be padded.
+
+    Source: `Resize` and `CenterCrop` of torchvision, which timm's `create_transform` composes for these models.
+    """
+    image = tvF.resize(image, [resize_size], interpolation=tvF.InterpolationMode.BICUBIC, antialias=True)
+    return tvF.center_crop(image, [image_size, image_size])
+
+
+class TinyNetImageProcessor(TorchvisionBackend):
+    r"""
+    The published evaluation transform of TinyNet: resize the shorter side to `floor(image_size / crop_pct)` pixels
+    (bicubic, antialiased, on 8-bit pixels), cut out the central `image_size` square, divide by 255, normalise. The
+    pixels of a PIL image come out as from timm's `create_transform` for the same model; transformers' own processors
+    floor the crop's offset, which shifts the pictures for TinyNet-A and E by one pixel. The defaults are TinyNet-A's;
+    [`TinyNetImageProcessor.from_config`] gives any other model's.
+
+    Takes one image or a list of images of any sizes, and returns `pixel_values`: float32, (batch, 3, image_size,
+    image_size), one tensor with `return_tensors="pt"`, else a list. An image is
+
+    - a PIL image of any mode, resized by Pillow. It becomes RGB as `image.convert("RGB")` has it: alpha is dropped
+      and 16-bit greyscale saturates at 255, as in timm, where transformers' own processors blend onto white.
+    - a NumPy array or torch tensor, (height, width, channels) or (channels, height, width), with 3 channels, 1 (grey)
+      or 4 (alpha, dropped), resized by torch: the fast path, see [`resize_and_center_crop`] for how near it comes.
+      uint8 holds 0 to 255. Floating point holds 0 to 1 together with `do_rescale=False`, or 0 to 255 with
+      `do_rescale=True` (the default); it is resized without rounding or clipping.
+    - a path or URL, which Pillow opens upright, as in the pipelines of transformers.
+
+    The EXIF orientation of an opened PIL image is not applied, as in timm and in transformers' own processors. Paths,
+    pipelines and the `Image` feature of datasets deliver it applied; else call `PIL.ImageOps.exif_transpose` first.
+
+    Raises:
+        ValueError: An image with another number of channels, with another data type, or in floating point from 0 to
+            1 although `do_rescale` is set, so that it would be divided by 255 a second time.
+
+    Example:
+
+    ```python
+    >>> from modeling_tinynet import TinyNetConfig, TinyNetImageProcessor
+
+    >>> image_processor = TinyNetImageProcessor.from_config(TinyNetConfig.from_variant("tinynet_e"))
+    >>> image_processor(image, return_tensors="pt")["pixel_values"].shape
+    torch.Size([1, 3, 106, 106])
+    ```
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 219}
+    crop_size = {"height": 192, "width": 192}
+    default_to_square = False
+    do_convert_rgb = True
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+
+    # The torchvision backend decodes paths with torchvision.io, which is deprecated and reads fewer formats.
+    fetch_images = BaseImageProcessor.fetch_images
+
+    @classmethod
+    def from_config(cls, config: TinyNetConfig) -> "TinyNetImageProcessor":
+        """The evaluation transform of `config`: its `image_size`, `crop_pct`, `image_mean` and `image_std`."""
+        return cls(
+            size={"shortest_edge": config.resize_size},
+            crop_size={"height": config.image_size, "width": config.image_size},
+            image_mean=list(config.image_mean),
+            image_std=list(config.image_std),
+        )
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        As in transformers; and where there is no preprocessor_config.json, what the model's config.json implies, be
+        it in our format or in timm's.
+
+        Raises:
+            OSError: transformers' own, where there is no TinyNet's config.json either, or the file is not JSON.
+        """
+        try:
+            return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError as error:
+            hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+            kwargs.pop("image_processor_filename", None)
+            try:
+                config_dict, _ = TinyNetConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
+            except OSError:
+                raise error from None
+            is_damaged = isinstance(error.__context__, json.JSONDecodeError)
+            if is_damaged or config_dict.get("model_type") != TinyNetConfig.model_type:
+                raise
+        logger.info(f"{pretrained_model_name_or_path} has no image processor; taking the transform its model implies")
+        return cls.from_config(TinyNetConfig.from_dict(config_dict)).to_dict(), kwargs
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        do_resize: bool | None = None,
+        size: SizeDict | None = None,
+        resample: PILImageResampling | tvF.InterpolationMode | int | None = None,
+        do_rescale: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """
+        One image as (channels, height, width), in the memory format it came in: see `resize_and_center_crop`. A PIL
+        image is resized here already, while it is one; the resizing of the batch then leaves it as it is.
+        """
+        if is_pil_image(image):
+            image = image.convert("RGB") if do_convert_rgb else image
+            image = self.resize(image, size, resample) if do_resize else image
+            image = tvF.pil_to_tensor(image)
+            input_data_format = ChannelDimension.FIRST
+        elif is_numpy_array(image):
+            # Torch refuses arrays that are flipped, and warns of read-only ones.
+            image = torch.from_numpy(image.copy(order="K"))
+
+        if image.ndim == 2:
+            image = image[None]
+            input_data_format = ChannelDimension.FIRST
+        if input_data_format is None:
+            input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+        if input_data_format == ChannelDimension.LAST:
+            image = image.permute(2, 0, 1)
+
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise ValueError(f"an image must be uint8 or floating point, got {image.dtype}; convert it to uint8")
+        if do_rescale and image.is_floating_point() and 0 < image.max() <= 1:
+            raise ValueError(
+                f"do_rescale=True divides by 255, but this {image.dtype} image ends at {image.max():.3g};"
+                " pass do_rescale=False for images from 0 to 1"
+            )
+        if do_convert_rgb:
+            image = self.convert_to_rgb(image)
+        return image.to(device)
+
+    def convert_to_rgb(
+        self, image: torch.Tensor, input_data_format: str | ChannelDimension | None = None
+    ) -> torch.Tensor:
+        """(1, 3 or 4 channels, height, width) to (3, height, width): grey is repeated, alpha dropped."""
+        channels = image.shape[0]
+        if channels not in (1, 3, 4):
+            raise ValueError(f"an image must have 1, 3 or 4 channels, got {channels} in shape {tuple(image.shape)}")
+        return image.expand(3, -1, -1) if channels == 1 else image[:3]
+
+    def resize(
+        self,
+        image: ImageInput,
+        size: SizeDict,
+        resample: PILImageResampling | tvF.InterpolationMode | int | None = None,
+        **kwargs: Any,
+    ) -> ImageInput:
+        """A PIL image by Pillow, or a tensor (..., channels, height, width) by torch, to `size` with antialiasing."""
+        if size.shortest_edge and not size.longest_edge:
+            target = [size.shortest_edge]
+        elif size.height and size.width:
+            target = [size.height, size.width]
+        else:
+            raise ValueError(f"size must have the key 'shortest_edge', or 'height' and 'width', got {dict(size)}")
+        return tvF.resize(image, target, interpolation=resample, antialias=True)
+
+    def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
+        """(..., channels, height, width) to its central (..., channels, *size), rounded as torchvision rounds."""
+        if size.height is None or size.width is None:
+            raise ValueError(f"crop_size must have the keys 'height' and 'width', got {dict(size)}")
+        return tvF.center_crop(image, [size.height, size.width])
+
+
+__all__ = ["TinyNetImageProcessor", "resize_and_center_crop"]

@@ -1,0 +1,124 @@
+"""TinyNetConfig against the paper's and timm's numbers, and against nonsense."""
+
+import dataclasses
+
+import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification
+
+
+PARAMETERS = {
+    "tinynet_a": 6_187_972,
+    "tinynet_b": 3_730_562,
+    "tinynet_c": 2_457_234,
+    "tinynet_d": 2_338_446,
+    "tinynet_e": 2_042_972,
+}
+
+
+@pytest.mark.parametrize("variant", TINYNET_VARIANTS)
+def test_parameter_count_is_the_published_one(variant):
+    config = TinyNetConfig.from_variant(variant)
+    with torch.device("meta"):
+        model = TinyNetForImageClassification(config)
+    assert config.parameter_count == PARAMETERS[variant]
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[variant]
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"num_labels": 7}, {"num_channels": 1, "image_mean": [0.5], "image_std": [0.5]}]
+)
+@pytest.mark.parametrize("multipliers", [(1.4, 1.8), (0.3, 0.2)])
+def test_parameter_count_holds_for_any_twist(multipliers, overrides):
+    config = TinyNetConfig(width_multiplier=multipliers[0], depth_multiplier=multipliers[1], **overrides)
+    with torch.device("meta"):
+        model = TinyNetForImageClassification(config)
+    assert config.parameter_count == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("variant", TINYNET_VARIANTS)
+def test_macs_match_torch_flop_counter_on_timm(variant):
+    config = TinyNetConfig.from_variant(variant)
+    with torch.device("meta"):
+        model = timm.create_model(variant).eval()
+        images = torch.empty(1, 3, config.image_size, config.image_size)
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    assert config.macs == pytest.approx(counter.get_total_flops() / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("variant", TINYNET_VARIANTS)
+def test_variant_agrees_with_timm(variant):
+    config = TinyNetConfig.from_variant(variant)
+    model = timm.create_model(variant)
+    assert config.variant == variant
+    assert [3, config.image_size, config.image_size] == list(model.pretrained_cfg["input_size"])
+    assert config.crop_pct == model.pretrained_cfg["crop_pct"]
+    assert tuple(config.image_mean) == model.pretrained_cfg["mean"]
+    assert tuple(config.image_std) == model.pretrained_cfg["std"]
+    assert config.depths == [len(stage) for stage in model.blocks]
+    assert config.hidden_size == model.num_features
+
+
+def test_default_is_tinynet_a_with_imagenets_classes():
+    config = TinyNetConfig()
+    assert config.variant == "tinynet_a"
+    assert config.to_dict() == TinyNetConfig.from_variant("tinynet_a").to_dict()
+    assert config.num_labels == 1000
+    assert (config.id2label[0], config.id2label[207], config.id2label[999]) == (
+        "tench",
+        "golden retriever",
+        "toilet tissue",
+    )
+    assert all(config.label2id[config.id2label[index]] == index for index in range(1000))
+
+
+def test_variant_names_only_fields():
+    fields = {field.name for field in dataclasses.fields(TinyNetConfig)}
+    assert all(set(variant) <= fields for variant in TINYNET_VARIANTS.values())
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 10, 1000])
+def test_round_trip_keeps_everything(num_labels, tmp_path):
+    config = TinyNetConfig.from_variant("tinynet_d", num_labels=num_labels, dropout_rate=0, drop_path_rate=0.1)
+    config.save_pretrained(tmp_path)
+    loaded = TinyNetConfig.from_pretrained(tmp_path)
+    loaded_dict, saved_dict = loaded.to_dict(), config.to_dict()
+    assert loaded_dict == saved_dict
+    assert loaded.num_labels == num_labels
+
+
+def test_own_class_names_are_kept(tmp_path):
+    TinyNetConfig(id2label={0: "daisy", 1: "tulip"}, label2id={"daisy": 0, "tulip": 1}).save_pretrained(tmp_path)
+    assert TinyNetConfig.from_pretrained(tmp_path).id2label == {0: "daisy", 1: "tulip"}
+    assert TinyNetConfig.from_pretrained(tmp_path, num_labels=3).num_labels == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"width_multiplier": 0}, "width_multiplier must be positive, got 0"),
+        ({"depth_multiplier": -1.5}, "depth_multiplier must be positive, got -1.5"),
+        ({"depth_multiplier": float("nan")}, "depth_multiplier must be positive, got nan"),
+        ({"image_size": 31}, "image_size must be at least 32 pixels, the network's stride, got 31"),
+        ({"strides": [1, 2]}, "equally long.*'strides': 2"),
+        ({"kernel_sizes": [3, 3, 4, 3, 5, 5, 3]}, "kernel_sizes must be odd"),
+        ({"num_block_repeats": [1, 2, 2, 0, 3, 4, 1]}, "num_block_repeats must hold positive numbers"),
+        ({"dropout_rate": 1.0}, "dropout_rate must be at least 0 and below 1, got 1.0"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate must be at least 0 and below 1, got -0.1"),
+        ({"batch_norm_momentum": 2.0}, "batch_norm_momentum must be above 0 and at most 1, got 2.0"),
+        ({"crop_pct": 0.0}, "crop_pct must be above 0 and at most 1, got 0.0"),
+        ({"num_channels": 1}, "image_mean must hold one number for each of the 1 channels"),
+    ],
+)
+def test_nonsense_names_field_and_value(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TinyNetConfig(**fields)
+
+
+def test_unknown_variant_names_the_choices():
+    with pytest.raises(ValueError, match="variant must be one of tinynet_a, .*, got 'tinynet_f'"):
+        TinyNetConfig.from_variant("tinynet_f")

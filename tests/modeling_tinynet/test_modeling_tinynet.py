@@ -1,0 +1,384 @@
+"""The network against timm's, with the same weights, and the parts of the PreTrainedModel contract people lean on."""
+
+import copy
+import json
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
+from modeling_tinynet import (
+    TINYNET_VARIANTS,
+    TinyNetBackbone,
+    TinyNetConfig,
+    TinyNetForImageClassification,
+    TinyNetModel,
+)
+
+
+def randomize_batch_norms(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Statistics and affine parameters away from their trivial initial values, so that a mix-up cannot hide."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, mean, std in (
+                (module.running_mean, 0.0, 0.1),
+                (module.running_var, 1.0, 0.1),
+                (module.weight.data, 1.0, 0.1),
+                (module.bias.data, 0.0, 0.1),
+            ):
+                tensor.copy_(torch.normal(mean, std, tensor.shape, generator=generator).abs())
+    return model
+
+
+def twins(variant: str, **config) -> tuple[nn.Module, TinyNetForImageClassification]:
+    """timm's network and ours with the same weights."""
+    theirs = randomize_batch_norms(timm.create_model(variant, num_classes=config.get("num_labels", 1000)))
+    ours = TinyNetForImageClassification(TinyNetConfig.from_variant(variant, **config))
+    state_dict = {
+        key if key.startswith("classifier.") else f"tinynet.{key}": tensor
+        for key, tensor in theirs.state_dict().items()
+    }
+    ours.load_state_dict(state_dict, strict=True)
+    return theirs, ours
+
+
+def images_for(config: TinyNetConfig, batch: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, config.num_channels, config.image_size, config.image_size, generator=generator)
+
+
+def realigned(model: nn.Module) -> nn.Module:
+    """
+    A copy in freshly allocated memory. from_pretrained maps the file, whose tensors start anywhere; for those, oneDNN
+    on one thread picks a depthwise kernel that rounds differently, which would blur a comparison to the bit.
+    """
+    return copy.deepcopy(model).eval()
+
+
+@pytest.fixture
+def small_config() -> TinyNetConfig:
+    return TinyNetConfig.from_variant("tinynet_e", num_labels=5, image_size=32, dropout_rate=0.0)
+
+
+@pytest.fixture
+def small_model(small_config) -> TinyNetForImageClassification:
+    torch.manual_seed(0)
+    return randomize_batch_norms(TinyNetForImageClassification(small_config)).eval()
+
+
+@pytest.mark.parametrize("recording_gradients", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("variant", TINYNET_VARIANTS)
+def test_logits_and_every_hidden_state_match_timm_to_the_bit(variant, memory_format, recording_gradients):
+    theirs, ours = (model.eval().to(memory_format=memory_format) for model in twins(variant))
+    images = images_for(ours.config).to(memory_format=memory_format)
+    with torch.set_grad_enabled(recording_gradients):
+        outputs = ours(images, output_hidden_states=True)
+        features = theirs.forward_features(images)
+        stages = [theirs.bn1(theirs.conv_stem(images))]
+        for stage in theirs.blocks:
+            stages.append(stage(stages[-1]))
+        assert (outputs.logits - theirs(images)).abs().max() == 0.0
+        assert (ours.tinynet(images).last_hidden_state - features).abs().max() == 0.0
+    assert len(outputs.hidden_states) == len(stages) == 8
+    for hidden_state, stage in zip(outputs.hidden_states, stages, strict=True):
+        assert (hidden_state - stage).abs().max() == 0.0
+
+
+def test_pooled_features_match_timm(small_config):
+    theirs, ours = twins("tinynet_e", num_labels=5, image_size=64)
+    images = images_for(ours.config)
+    pooled = theirs.eval().forward_head(theirs.forward_features(images), pre_logits=True)
+    assert (ours.eval().tinynet(images).pooler_output - pooled).abs().max() == 0.0
+
+
+@pytest.mark.parametrize("variant", TINYNET_VARIANTS)
+def test_training_gradients_match_timm(variant):
+    theirs, ours = twins(variant, num_labels=10, image_size=96, dropout_rate=0.0)
+    images, labels = images_for(ours.config, batch=4), torch.tensor([3, 1, 4, 1])
+    nn.functional.cross_entropy(theirs.train()(images), labels).backward()
+    ours.train()(images, labels=labels).loss.backward()
+    ours_by_name = {name.removeprefix("tinynet."): parameter for name, parameter in ours.named_parameters()}
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(ours_by_name[name].grad, parameter.grad, rtol=1e-5, atol=1e-5)
+    for name, buffer in theirs.named_buffers():
+        torch.testing.assert_close(ours.tinynet.get_buffer(name), buffer, rtol=1e-5, atol=1e-5)
+
+
+def test_drop_path_rates_match_timm():
+    theirs = timm.create_model("tinynet_b", drop_path_rate=0.1)
+    ours = TinyNetModel(TinyNetConfig.from_variant("tinynet_b", drop_path_rate=0.1))
+    for their_stage, our_stage in zip(theirs.blocks, ours.blocks, strict=True):
+        for their_block, our_block in zip(their_stage, our_stage, strict=True):
+            assert our_block.drop_path.drop_prob == pytest.approx(getattr(their_block.drop_path, "drop_prob", 0.0))
+
+
+def test_drop_path_draws_timms_masks():
+    theirs, ours = twins("tinynet_e", num_labels=10, image_size=64, dropout_rate=0.0, drop_path_rate=0.5)
+    theirs = timm.create_model("tinynet_e", num_classes=10, drop_path_rate=0.5)
+    theirs.load_state_dict({key.removeprefix("tinynet."): tensor for key, tensor in ours.state_dict().items()})
+    images = images_for(ours.config, batch=8)
+    outputs = []
+    for model in (theirs, ours):
+        torch.manual_seed(7)
+        logits = model.train()(images)
+        outputs.append(logits if isinstance(logits, torch.Tensor) else logits.logits)
+    assert torch.equal(*outputs)
+
+
+def test_initialisation_has_timms_spread():
+    torch.manual_seed(0)
+    ours = TinyNetForImageClassification(TinyNetConfig.from_variant("tinynet_c"))
+    theirs = timm.create_model("tinynet_c").state_dict()
+    for name, tensor in ours.state_dict().items():
+        reference = theirs[name.removeprefix("tinynet.")].double()
+        if reference.ndim <= 1:
+            assert torch.equal(tensor.double(), reference), name
+        else:
+            # The standard error of a sample's standard deviation is std / sqrt(2 n); five of them on each side.
+            tolerance = 5 * 2 * reference.std() / (2 * reference.numel()) ** 0.5
+            assert abs(tensor.double().std() - reference.std()) < tolerance, name
+
+
+def test_from_pretrained_does_not_initialise_loaded_weights(small_model, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    loaded = TinyNetForImageClassification.from_pretrained(tmp_path)
+    for name, tensor in small_model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_saved_file_has_timms_keys_and_loads_in_timm(small_model, small_config, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    theirs = timm.create_model("tinynet_e", num_classes=5)
+    theirs.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"), strict=True)
+    images = images_for(small_config)
+    with torch.no_grad():
+        assert torch.equal(theirs.eval()(images), small_model(images).logits)
+
+
+def test_base_model_and_backbone_load_from_a_classifier(small_model, small_config, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    images = images_for(small_config)
+    hidden_states = small_model(images, output_hidden_states=True).hidden_states
+    model, info = TinyNetModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(realigned(model)(images).last_hidden_state, small_model.tinynet(images).last_hidden_state)
+    backbone, info = TinyNetBackbone.from_pretrained(tmp_path, out_indices=[0, 3, 7], output_loading_info=True)
+    assert not any(info.values())
+    outputs = realigned(backbone)(images)
+    assert outputs.hidden_states is None
+    assert backbone.channels == [32, 24, 160] == [feature_map.shape[1] for feature_map in outputs.feature_maps]
+    for feature_map, index in zip(outputs.feature_maps, (0, 3, 7), strict=True):
+        assert torch.equal(feature_map, hidden_states[index])
+
+
+def test_classifier_loads_from_a_base_model(small_model, tmp_path):
+    small_model.tinynet.save_pretrained(tmp_path)
+    loaded, info = TinyNetForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert sorted(info["missing_keys"]) == ["classifier.bias", "classifier.weight"]
+    assert torch.equal(loaded.tinynet.conv_head.weight, small_model.tinynet.conv_head.weight)
+
+
+def test_auto_classes_know_tinynet(small_model, small_config, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is TinyNetForImageClassification
+    assert type(AutoModel.from_pretrained(tmp_path)) is TinyNetModel
+    assert type(AutoBackbone.from_config(small_config)) is TinyNetBackbone
+
+
+@pytest.mark.parametrize(
+    ("labels", "loss"),
+    [
+        (torch.tensor([0, 4]), nn.functional.cross_entropy),
+        (torch.tensor([[0.0, 1, 1, 0, 0], [1, 0, 0, 0, 1]]), nn.functional.binary_cross_entropy_with_logits),
+    ],
+)
+def test_loss_follows_the_labels(small_model, small_config, labels, loss):
+    images = images_for(small_config)
+    outputs = small_model(images, labels=labels)
+    torch.testing.assert_close(outputs.loss, loss(outputs.logits, labels))
+
+
+def test_regression_loss():
+    model = TinyNetForImageClassification(TinyNetConfig.from_variant("tinynet_e", num_labels=1, image_size=32)).eval()
+    outputs = model(images_for(model.config), labels=torch.tensor([0.5, -1.0]))
+    torch.testing.assert_close(outputs.loss, nn.functional.mse_loss(outputs.logits[:, 0], torch.tensor([0.5, -1.0])))
+
+
+def test_return_dict_false_gives_a_tuple(small_model, small_config):
+    images = images_for(small_config)
+    assert torch.equal(small_model(images, return_dict=False)[0], small_model(images).logits)
+    assert isinstance(small_model.tinynet(images, return_dict=False), tuple)
+
+
+def test_checkpointed_gradients_are_the_same(small_model, small_config):
+    images, labels = images_for(small_config, batch=4), torch.tensor([0, 1, 2, 3])
+    checkpointed = copy.deepcopy(small_model)
+    checkpointed.gradient_checkpointing_enable()
+    # BatchNorm would update its statistics twice under recomputation in training mode; frozen statistics are exact.
+    for model in (small_model, checkpointed):
+        for module in model.train().modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        model(images, labels=labels).loss.backward()
+    for ours, theirs in zip(checkpointed.parameters(), small_model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_inference_leaves_the_images_alone(small_model, small_config):
+    images = images_for(small_config)
+    before = images.clone()
+    with torch.inference_mode():
+        small_model(images)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_without_graph_breaks(small_model, small_config, training):
+    images = images_for(small_config, batch=4)
+    model = small_model.train(training)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    reference = copy.deepcopy(model)
+    torch.testing.assert_close(compiled(images).logits, reference(images).logits)
+
+
+def test_exports_with_a_dynamic_batch(small_model, small_config):
+    images = images_for(small_config)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(small_model, (images,), dynamic_shapes={"pixel_values": {0: batch}})
+    more_images = torch.cat([images, images + 1])
+    torch.testing.assert_close(program.module()(more_images).logits, small_model(more_images).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_runs_in_half_precision(small_model, small_config, dtype, tmp_path):
+    images = images_for(small_config)
+    small_model.save_pretrained(tmp_path)
+    half = TinyNetForImageClassification.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert half.dtype == dtype
+    with torch.inference_mode():
+        difference = (half(images.to(dtype)).logits.float() - small_model(images).logits).abs().max()
+    # Rounding errors of some twenty layers in sequence, against logits of this spread.
+    assert difference < 20 * torch.finfo(dtype).eps * small_model(images).logits.abs().max()
+
+
+def test_device_map_auto(small_model, small_config, tmp_path):
+    small_model.save_pretrained(tmp_path)
+    images = images_for(small_config)
+    mapped = TinyNetForImageClassification.from_pretrained(tmp_path, device_map="auto").eval()
+    assert torch.equal(realigned(mapped)(images.to(mapped.device)).logits.cpu(), small_model(images).logits)
+
+
+def test_other_activations_and_gray_images():
+    config = TinyNetConfig.from_variant(
+        "tinynet_e", image_size=32, num_labels=3, hidden_act="relu", num_channels=1, image_mean=[0.5], image_std=[0.5]
+    )
+    model = TinyNetForImageClassification(config).eval()
+    images = images_for(config)
+    with torch.no_grad():
+        without_gradients = model(images).logits
+    assert torch.equal(model(images).logits, without_gradients)
+
+
+# timm-format repositories, as timm wrote them over the years.
+
+
+@pytest.fixture
+def timm_folder(tmp_path):
+    def write(variant: str, form: str, num_classes: int = 1000) -> tuple[nn.Module, str]:
+        model = randomize_batch_norms(timm.create_model(variant, num_classes=num_classes))
+        pretrained_cfg = {
+            key: model.pretrained_cfg[key]
+            for key in (
+                "input_size",
+                "mean",
+                "std",
+                "crop_pct",
+                "interpolation",
+                "first_conv",
+                "classifier",
+                "crop_mode",
+            )
+        }
+        if form == "written by timm":
+            timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+        else:
+            if form == "flat":
+                config = {"architecture": variant, "num_classes": num_classes, "num_features": 1280, **pretrained_cfg}
+            else:
+                config = {
+                    "architecture": variant,
+                    "num_classes": num_classes,
+                    "num_features": 1280,
+                    "pretrained_cfg": {**pretrained_cfg, "num_classes": num_classes},
+                }
+            if form == "model_args":
+                config["model_args"] = {"num_classes": num_classes, "in_chans": 3, "global_pool": "avg"}
+            (tmp_path / "config.json").write_text(json.dumps(config))
+            safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+        return model.eval(), str(tmp_path)
+
+    return write
+
+
+@pytest.mark.parametrize("form", ["written by timm", "model_args", "pretrained_cfg", "flat"])
+@pytest.mark.parametrize("variant", ["tinynet_a", "tinynet_e"])
+def test_timm_folder_loads_natively(variant, form, timm_folder):
+    theirs, folder = timm_folder(variant, form)
+    ours, info = TinyNetForImageClassification.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    assert ours.config.variant == variant
+    assert ours.config.image_size == theirs.pretrained_cfg["input_size"][1]
+    assert ours.config.crop_pct == theirs.pretrained_cfg["crop_pct"]
+    assert ours.config.id2label[207] == "golden retriever"
+    images = images_for(ours.config)
+    with torch.no_grad():
+        assert torch.equal(realigned(ours)(images).logits, theirs(images))
+
+
+def test_timm_folder_with_own_class_names(timm_folder, tmp_path):
+    _, folder = timm_folder("tinynet_e", "pretrained_cfg", num_classes=2)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "label_names": ["cat", "dog"]}))
+    model = TinyNetForImageClassification.from_pretrained(folder)
+    assert model.config.id2label == {0: "cat", 1: "dog"}
+    assert model.classifier.out_features == 2
+
+
+def test_timm_folder_swaps_its_head_for_fine_tuning(timm_folder):
+    theirs, folder = timm_folder("tinynet_e", "written by timm")
+    model, info = TinyNetForImageClassification.from_pretrained(
+        folder, num_labels=10, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert model.classifier.weight.shape == (10, 1280)
+    assert {key for key, *_ in info["mismatched_keys"]} == {"classifier.weight", "classifier.bias"}
+    assert torch.equal(model.tinynet.conv_head.weight, theirs.conv_head.weight)
+    assert model.config.id2label[0] == "LABEL_0"
+
+
+def test_timm_folder_saved_again_is_ours(timm_folder, tmp_path):
+    theirs, folder = timm_folder("tinynet_e", "written by timm")
+    TinyNetForImageClassification.from_pretrained(folder).save_pretrained(tmp_path / "ours")
+    state_dict = safetensors.torch.load_file(tmp_path / "ours" / "model.safetensors")
+    theirs.load_state_dict(state_dict, strict=True)
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "tinynet"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "efficientnet_b0"}, "architecture must be one of tinynet_a.*got 'efficientnet_b0'"),
+        ({"model_args": {"act_layer": "relu"}}, "model_args .*act_layer.* change the network"),
+    ],
+)
+def test_foreign_timm_folder_is_refused_in_words(timm_folder, tmp_path, change, message):
+    _, folder = timm_folder("tinynet_e", "pretrained_cfg")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        TinyNetForImageClassification.from_pretrained(folder)

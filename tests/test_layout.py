@@ -1,0 +1,206 @@
+"""Rules of the tree that no linter knows: who may import whom, what the wheel holds, no pickle, no machine paths."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WHEEL = "modeling_tinynet"
+ENTRY_POINTS = {"train", "eval", "convert"}
+MAY_IMPORT = {
+    WHEEL: set(),
+    "training": {WHEEL, "training"},
+    "hub_card": {WHEEL, "hub_card"},
+}
+# Distributions whose import name is another.
+IMPORT_NAMES = {"pillow": "PIL", "protobuf": "google", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+# Written so that this file does not hold what it looks for.
+MACHINE_PATH = re.compile(r"(?<![\w.~-])/(tmp|root|home|work|Users)/")
+
+
+def project_files() -> list[Path]:
+    """Files under version control or about to be: what .gitignore names is not the project's."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [Path(name) for name in names if name and (ROOT / name).is_file()]
+
+
+FILES = project_files()
+TREES = {path: ast.parse((ROOT / path).read_bytes()) for path in FILES if path.suffix == ".py"}
+OURS = {path.with_suffix("").parts[0] for path in TREES}
+
+
+def place(path: Path, node: ast.AST) -> str:
+    return f"{path}:{node.lineno}"
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, ast.Import | ast.ImportFrom]]:
+    """Absolute imports, in functions too, as (top-level name, node)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], node
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0], node
+
+
+def torch_function(node: ast.AST) -> str | None:
+    """The attribute's name if `node` is `torch.<name>`."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+        return node.attr
+    return None
+
+
+def in_wheel() -> list[Path]:
+    return [path for path in TREES if path.parts[0] == WHEEL]
+
+
+def test_imports_go_in_one_direction():
+    wrong = [
+        f"{place(path, node)} imports {name}"
+        for path, tree in TREES.items()
+        for name, node in imports(tree)
+        if path.parts[0] in MAY_IMPORT and name in OURS - MAY_IMPORT[path.parts[0]]
+    ]
+    assert wrong == []
+
+
+def test_nothing_but_tests_imports_an_entry_point():
+    wrong = [
+        f"{place(path, node)} imports {name}"
+        for path, tree in TREES.items()
+        for name, node in imports(tree)
+        if path.parts[0] != "tests" and name in ENTRY_POINTS
+    ]
+    assert wrong == []
+
+
+def test_wheel_is_one_flat_folder_with_sibling_imports():
+    nested = [str(path) for path in in_wheel() if len(path.parts) != 2]
+    not_siblings = [
+        place(path, node)
+        for path in in_wheel()
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.ImportFrom) and (node.level > 1 or (node.level == 1 and "." in (node.module or "")))
+    ]
+    assert nested == []
+    assert not_siblings == []
+
+
+def undeclared(paths: list[Path], extras: list[str]) -> list[str]:
+    """Imports of what is neither ours, nor Python's, nor among the dependencies and the extras named."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *(r for e in extras for r in project["optional-dependencies"][e])]
+    names = [re.match(r"[\w-]+", requirement)[0] for requirement in requirements]
+    known = {IMPORT_NAMES.get(name, name) for name in names} | set(sys.stdlib_module_names) | OURS
+    return [
+        f"{place(path, node)} imports {name}"
+        for path in paths
+        for name, node in imports(TREES[path])
+        if name not in known
+    ]
+
+
+def test_wheel_imports_only_its_dependencies():
+    assert undeclared(in_wheel(), extras=[]) == []
+
+
+def test_the_rest_imports_only_what_its_extras_declare():
+    rest = [path for path in TREES if path.parts[0] not in {"tests", "benchmarks"}]
+    assert undeclared(rest, extras=["train", "fast", "convert"]) == []
+
+
+def test_wheel_annotations_are_not_strings():
+    """The future import turns `config_class` into a string and makes `@strict` accept wrong types."""
+    wrong = [place(path, node) for path in in_wheel() for name, node in imports(TREES[path]) if name == "__future__"]
+    assert wrong == []
+
+
+def test_built_wheel_holds_only_the_model_package(tmp_path):
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path], cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert packed == {path.as_posix() for path in FILES if path.parts[0] == WHEEL}
+    assert f"{WHEEL}/py.typed" in packed
+
+
+def test_names_say_what_a_module_is_for():
+    assert [str(path) for path in TREES if path.name in {"utils.py", "helpers.py", "common.py", "misc.py"}] == []
+
+
+def test_nothing_is_pickled():
+    wrong = [
+        f"{place(path, node)} imports {name}"
+        for path, tree in TREES.items()
+        for name, node in imports(tree)
+        if path.parts[0] != "tests" and name in PICKLERS
+    ]
+    wrong += [
+        f"{place(path, node)} uses torch.save"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if path.parts[0] != "tests" and torch_function(node) == "save"
+    ]
+    assert wrong == []
+
+
+def test_torch_load_reads_weights_only():
+    calls = [
+        (path, node)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and torch_function(node.func) == "load"
+    ]
+    wrong = [
+        place(path, call)
+        for path, call in calls
+        if not any(
+            keyword.arg == "weights_only" and isinstance(keyword.value, ast.Constant) and keyword.value.value is True
+            for keyword in call.keywords
+        )
+    ]
+    assert wrong == []
+
+
+def test_torch_functions_are_called_by_their_full_name():
+    """`from torch import load` would pass the two tests above unseen."""
+    wrong = [
+        place(path, node)
+        for path, tree in TREES.items()
+        for name, node in imports(tree)
+        if name == "torch" and isinstance(node, ast.ImportFrom) and {"load", "save"} & {a.name for a in node.names}
+    ]
+    assert wrong == []
+
+
+def test_no_file_names_a_path_of_one_machine():
+    wrong = []
+    for path in FILES:
+        try:
+            text = (ROOT / path).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # pictures and checkpoints
+        wrong += [
+            f"{path}:{number}: {line.strip()[:80]}"
+            for number, line in enumerate(text.splitlines(), start=1)
+            if MACHINE_PATH.search(line)
+        ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("line", ["see /" + "tmp/x", "path: /" + "home/me/x", "'/" + "root/.cache'"])
+def test_machine_paths_are_recognised(line):
+    assert MACHINE_PATH.search(line)
+
+
+@pytest.mark.parametrize("line", ["https://example.org/home/page", "../work/x", "src/tmp/x", "~/tmp/x"])
+def test_other_paths_are_not_machine_paths(line):
+    assert not MACHINE_PATH.search(line)

@@ -1,4 +1,4 @@
-"""TinyNet image classifiers for transformers. Importing this package makes the Auto classes and pipelines know them."""
+"""TinyNet image classifiers for transformers; importing this makes its Auto classes and pipelines know them."""
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
@@ -6,6 +6,7 @@ from .configuration_tinynet import TINYNET_VARIANTS, TinyNetConfig
 from .image_processing_tinynet import TinyNetImageProcessor
 from .modeling_tinynet import TinyNetBackbone, TinyNetForImageClassification, TinyNetModel, TinyNetPreTrainedModel
 
+__version__ = "0.1.0.dev0"
 
 AutoConfig.register(TinyNetConfig.model_type, TinyNetConfig, exist_ok=True)
 AutoModel.register(TinyNetConfig, TinyNetModel, exist_ok=True)

@@ -13,15 +13,15 @@
 # limitations under the License.
 """TinyNet's configuration: EfficientNet-B0's stage table, and how the tiny formula twists it."""
 
+import itertools
 import math
+import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import logging
-
 
 logger = logging.get_logger(__name__)
 
@@ -116,7 +116,7 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in self._list_fields:
             setattr(self, name, list(getattr(self, name)))
         # Called here too: @strict runs them afterwards, and wraps their ValueError into an error of its own.
@@ -128,7 +128,7 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
         if self.id2label is None and kwargs.setdefault("num_labels", 1000) == 1000:
-            self.id2label = _imagenet_id2label()
+            self.id2label: dict[int, str] | None = _imagenet_id2label()
             self.label2id = {name: index for index, name in self.id2label.items()}
         super().__post_init__(**kwargs)
 
@@ -147,7 +147,7 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
     _stage_table = ("kernel_sizes", "strides", "expand_ratios", "out_channels", "num_block_repeats")
     _list_fields = (*_stage_table, "image_mean", "image_std")
 
-    def validate_stage_table(self):
+    def validate_stage_table(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in self._stage_table}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the lists of the stage table must be equally long, got lengths {lengths}")
@@ -158,7 +158,7 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
         if any(kernel_size % 2 == 0 for kernel_size in self.kernel_sizes):
             raise ValueError(f"kernel_sizes must be odd, got {list(self.kernel_sizes)}")
 
-    def validate_ranges(self):
+    def validate_ranges(self) -> None:
         for name in (
             "num_channels",
             "width_multiplier",
@@ -183,7 +183,8 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != self.num_channels:
                 raise ValueError(
-                    f"{name} must hold one number for each of the {self.num_channels} channels, got {getattr(self, name)}"
+                    f"{name} must hold one number for each of the {self.num_channels} channels,"
+                    f" got {getattr(self, name)}"
                 )
 
     @property
@@ -234,7 +235,7 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def block_shapes(self) -> list[list[tuple[int, int, int, int, int]]]:
-        """For each stage, for each of its blocks: (in_channels, expanded channels, out_channels, kernel size, stride)."""
+        """For each block of each stage: (in_channels, expanded channels, out_channels, kernel size, stride)."""
         stages, in_channels = [], self.stem_channels
         table = zip(self.hidden_sizes, self.depths, self.kernel_sizes, self.strides, self.expand_ratios, strict=True)
         for out_channels, depth, kernel_size, stride, expand_ratio in table:
@@ -250,7 +251,7 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
     def parameter_count(self) -> int:
         """Trainable parameters of `TinyNetForImageClassification`, head included."""
         count = self.num_channels * self.stem_channels * 9 + 2 * self.stem_channels
-        for in_channels, expanded, out_channels, kernel_size, _ in sum(self.block_shapes, []):
+        for in_channels, expanded, out_channels, kernel_size, _ in itertools.chain(*self.block_shapes):
             if expanded != in_channels:
                 count += in_channels * expanded + 2 * expanded
             squeezed = self.squeeze_channels(in_channels)
@@ -265,7 +266,7 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
         """Multiply-accumulates of one forward pass at `image_size`: all convolutions and the classifier."""
         side = math.ceil(self.image_size / _STEM_STRIDE)
         count = self.num_channels * self.stem_channels * 9 * side**2
-        for in_channels, expanded, out_channels, kernel_size, stride in sum(self.block_shapes, []):
+        for in_channels, expanded, out_channels, kernel_size, stride in itertools.chain(*self.block_shapes):
             if expanded != in_channels:
                 count += in_channels * expanded * side**2
             side = math.ceil(side / stride)
@@ -280,7 +281,9 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As `PreTrainedConfig.get_config_dict`, and reads the config.json of timm-format repositories too."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if "architecture" in config_dict:

@@ -17,7 +17,6 @@ import math
 
 import torch
 from torch import nn
-
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -195,8 +194,8 @@ class TinyNetPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": TinyNetStage}
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        """timm's initialisation for EfficientNets ("goog"): convolutions N(0, sqrt(2 / fan_out)), linear U(+-1/sqrt(out))."""
+    def _init_weights(self, module: nn.Module) -> None:
+        """timm's "goog" initialisation: convolutions N(0, sqrt(2 / fan_out)), linear U(+-1/sqrt(out)), biases 0."""
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
@@ -238,8 +237,8 @@ class TinyNetModel(TinyNetPreTrainedModel):
             pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalised images.
 
         Returns:
-            `last_hidden_state` (batch, hidden_size, height / 32, width / 32), `pooler_output` (batch, hidden_size), and
-            with `output_hidden_states=True` the outputs of the stem and of each stage.
+            `last_hidden_state` (batch, hidden_size, height / 32, width / 32), `pooler_output` (batch, hidden_size),
+            and with `output_hidden_states=True` the outputs of the stem and of each stage.
         """
         hidden_states = self.activation(self.bn1(self.conv_stem(pixel_values)))
         for stage in self.blocks:
@@ -300,7 +299,7 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
         self.blocks = nn.ModuleList(TinyNetStage(config, index) for index in range(len(config.depths)))
         self.post_init()
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> None:
         return None
 
     @can_return_tuple
@@ -314,7 +313,7 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
             `feature_maps`, one (batch, channels, height, width) for each name in `config.out_features`.
         """
         hidden_states = self.activation(self.bn1(self.conv_stem(pixel_values)))
-        all_hidden_states = (hidden_states,)
+        all_hidden_states: tuple[torch.Tensor, ...] = (hidden_states,)
         for stage in self.blocks:
             hidden_states = stage(hidden_states)
             all_hidden_states += (hidden_states,)

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification
 
-
 PARAMETERS = {
     "tinynet_a": 6_187_972,
     "tinynet_b": 3_730_562,
@@ -120,5 +119,5 @@ def test_nonsense_names_field_and_value(fields, message):
 
 
 def test_unknown_variant_names_the_choices():
-    with pytest.raises(ValueError, match="variant must be one of tinynet_a, .*, got 'tinynet_f'"):
+    with pytest.raises(ValueError, match=r"variant must be one of tinynet_a, .*, got 'tinynet_f'"):
         TinyNetConfig.from_variant("tinynet_f")

@@ -8,8 +8,8 @@ import safetensors.torch
 import timm
 import torch
 from torch import nn
-
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
+
 from modeling_tinynet import (
     TINYNET_VARIANTS,
     TinyNetBackbone,

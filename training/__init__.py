@@ -1,0 +1,1 @@
+"""The trainer: plain arguments in, plain objects out; nothing here imports train.py."""

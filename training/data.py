@@ -1,0 +1,195 @@
+"""From stored pictures to uint8 batches: decoding, the per-sample transform, and the loaders."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import torch
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from training.decoding import decode_rgb
+from training.sampling import TrainBatchSampler, TrainingPlan, evaluation_indices
+from training.sources import DataError
+
+# `transform(image, key)`: uint8 (3, H, W) and (seed, epoch, index) to uint8 (3, S, S), random by nothing but the key.
+Transform = Callable[[torch.Tensor, tuple[int, int, int]], torch.Tensor]
+
+
+class ImageDataset(Dataset):
+    """A stored split as samples `{"pixel_values": uint8 (3, S, S), "labels": int, "index": int}`.
+
+    Samples are asked for by (epoch, index), and a whole batch is fetched at once.
+
+    Args:
+        split: two columns: encoded pictures, `Image(decode=False)`, and integer labels.
+        image_column: name of the first.
+        label_column: name of the second.
+        transform: see `Transform`.
+        num_classes: labels must lie below it.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        split: datasets.Dataset,
+        image_column: str,
+        label_column: str,
+        transform: Transform,
+        num_classes: int,
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.split = split
+        self.image_column = image_column
+        self.label_column = label_column
+        self.transform = transform
+        self.num_classes = num_classes
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Called by `DataLoader` with a batch of keys: reading rows together takes a fraction of the time.
+
+        Raises:
+            ImageDecodeError: a picture cannot be decoded.
+            DataError: a label is out of range; on a GPU it would end the process without a word of which.
+        """
+        rows = self.split[[index for _, index in keys]]
+        return [
+            _sample(image, label, self.transform, self.num_classes, (self.seed, epoch, index))
+            for image, label, (epoch, index) in zip(
+                rows[self.image_column], rows[self.label_column], keys, strict=True
+            )
+        ]
+
+
+class StreamingImageDataset(IterableDataset):
+    """The same samples from a stream, for one rank; endless for training, one unshuffled pass for evaluation.
+
+    Evaluation is exact. Training is not what it is with a stored split: the order is only as random as the shuffle
+    buffer, depends on the numbers of processes and loader workers, and cannot be taken up in the middle: a resumed run
+    begins the stream anew. `index` counts what a worker has delivered and is no position in the data set.
+
+    Args:
+        split: as for `ImageDataset`, but streamed.
+        image_column, label_column, transform, num_classes, seed: as for `ImageDataset`.
+        rank, num_processes: this process, and how many share the stream.
+        shuffle_buffer: samples to shuffle among, all of them in memory, in each loader worker; 0 for evaluation.
+    """
+
+    def __init__(
+        self,
+        split: datasets.IterableDataset,
+        image_column: str,
+        label_column: str,
+        transform: Transform,
+        num_classes: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        num_processes: int = 1,
+        shuffle_buffer: int = 1000,
+    ) -> None:
+        if shuffle_buffer:
+            split = split.shuffle(seed=seed, buffer_size=shuffle_buffer)
+        self.split = split_dataset_by_node(split, rank, num_processes)
+        self.image_column = image_column
+        self.label_column = label_column
+        self.transform = transform
+        self.num_classes = num_classes
+        self.seed = seed
+        self.rank = rank
+        self.num_processes = num_processes
+        self.endless = shuffle_buffer > 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        for epoch in itertools.count():
+            self.split.set_epoch(epoch)
+            # Counts in steps of all workers of all ranks, so that no two samples of an epoch share a key.
+            index = self.rank * num_workers + worker_id
+            any_left = False
+            for row in self.split:
+                any_left = True
+                key = (self.seed, epoch, index)
+                yield _sample(row[self.image_column], row[self.label_column], self.transform, self.num_classes, key)
+                index += self.num_processes * num_workers
+            if not any_left or not self.endless:  # a stream of fewer files than workers leaves some without any
+                return
+
+
+def _sample(
+    image: dict[str, Any], label: int, transform: Transform, num_classes: int, key: tuple[int, int, int]
+) -> dict[str, Any]:
+    index = key[2]
+    if not isinstance(label, int) or not 0 <= label < num_classes:
+        raise DataError(f"label {label!r} of sample {index} is none of the {num_classes} classes")
+    pixels = transform(decode_rgb(image, name=f"sample {index}"), key)
+    return {"pixel_values": pixels, "labels": label, "index": index}
+
+
+def build_train_loader(
+    dataset: ImageDataset | StreamingImageDataset,
+    plan: TrainingPlan,
+    *,
+    rank: int,
+    total_steps: int,
+    start_step: int = 0,
+    num_workers: int = 0,
+) -> DataLoader:
+    """Micro-batches of one rank for a whole run, as `plan.micro_batches` lists them epoch after epoch.
+
+    One pass over the loader is the run, from optimizer step `start_step` to `total_steps`: workers start once, and
+    fetch ahead across the end of an epoch. Any number of workers gives the same batches. A stream never ends: take as
+    many micro-batches from it as the plan says.
+
+    Returns:
+        batches `{"pixel_values": uint8 (B, 3, S, S), "labels": int64 (B,), "index": int64 (B,)}`.
+
+    Raises:
+        ValueError: a stream with a plan that keeps short batches.
+    """
+    if isinstance(dataset, StreamingImageDataset):
+        if not plan.drop_last:
+            raise ValueError("a stream has no last, short batch to keep: set drop_last")
+        return DataLoader(
+            dataset, batch_size=plan.per_device_batch_size, drop_last=True, **_loader_options(num_workers)
+        )
+    sampler = TrainBatchSampler(plan, seed=dataset.seed, rank=rank, total_steps=total_steps, start_step=start_step)
+    return DataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers))
+
+
+def build_eval_loader(
+    dataset: ImageDataset | StreamingImageDataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    num_processes: int = 1,
+    num_workers: int = 0,
+) -> DataLoader:
+    """Batches of one rank for one exact evaluation: over all ranks each sample exactly once, the last batch short.
+
+    A rank's loader may be empty. Its workers wait for the next evaluation instead of ending.
+    """
+    options = _loader_options(num_workers) | {"persistent_workers": num_workers > 0}
+    if isinstance(dataset, StreamingImageDataset):
+        return DataLoader(dataset, batch_size=batch_size, **options)
+    keys = [(0, index) for index in evaluation_indices(len(dataset), rank, num_processes)]
+    return DataLoader(dataset, batch_size=batch_size, sampler=keys, **options)
+
+
+def _loader_options(num_workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": num_workers,
+        "pin_memory": torch.cuda.is_available(),
+        # Starting a loader draws a number; drawn from here, it leaves the global generator alone.
+        "generator": torch.Generator(),
+    }

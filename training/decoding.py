@@ -1,0 +1,157 @@
+"""The one rule by which a stored picture becomes pixels, in training and in evaluation.
+
+| stored as                              | becomes                                                              |
+|----------------------------------------|----------------------------------------------------------------------|
+| an EXIF orientation                    | is applied; EXIF that cannot be read counts as none                  |
+| RGB, gray, 1-bit, palette, CMYK, ...   | RGB as `PIL.Image.convert("RGB")` has it                             |
+| alpha or a transparent colour          | dropped: the colours stored underneath show                          |
+| 16-bit gray                            | v * 255 / 65535, rounded (`convert` would clip it to near white)     |
+| several frames                         | the first one                                                        |
+| floating point, more than `MAX_PIXELS` | refused                                                              |
+
+Plain JPEGs are decoded by simplejpeg where it is installed; everything else, and whatever simplejpeg refuses, by
+Pillow. Both rest on libjpeg-turbo and give the same pixels.
+"""
+
+import io
+import struct
+from typing import Any
+
+import fsspec
+import numpy as np
+import PIL.Image
+import torch
+
+try:
+    import simplejpeg
+except ImportError:  # the extra "fast" is not installed
+    simplejpeg = None
+
+MAX_PIXELS = 89_478_485  # 256 MB of RGB, where Pillow begins to warn of a decompression bomb
+
+EXIF_ORIENTATION = 0x0112
+TRANSPOSITIONS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+# What Pillow raises for damaged files, depending on format and place of the damage.
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+    PIL.Image.DecompressionBombError,
+)
+
+
+class ImageDecodeError(ValueError):
+    """A picture cannot be used. The message names its path or sample, and what is wrong with it."""
+
+
+def decode_rgb(image: dict[str, Any] | bytes | PIL.Image.Image, name: str = "image") -> torch.Tensor:
+    """Decode a picture to RGB by the table above.
+
+    Args:
+        image: `{"bytes": ..., "path": ...}` as `datasets.Image(decode=False)` gives it, encoded bytes, or an image.
+        name: of the sample, for the error message.
+
+    Returns:
+        uint8 tensor of shape (3, height, width), 0 to 255, in channels-last memory, in which torch resizes fastest.
+
+    Raises:
+        ImageDecodeError: missing, empty, damaged, not an image, too large, or of floating-point pixels.
+    """
+    if isinstance(image, PIL.Image.Image):
+        return _to_tensor(np.array(_pillow_rgb(image, name)))
+    if isinstance(image, bytes):
+        image = {"bytes": image, "path": None}
+    if image is None or (image.get("bytes") is None and not image.get("path")):
+        raise ImageDecodeError(f"{name}: holds no image")
+    if image.get("path"):
+        name = f"{image['path']} ({name})"
+    data = image["bytes"] if image.get("bytes") is not None else _read(image["path"], name)
+    if not data:
+        raise ImageDecodeError(f"{name}: the file is empty")
+    try:
+        picture = PIL.Image.open(io.BytesIO(data))
+    except PIL.UnidentifiedImageError:
+        raise ImageDecodeError(f"{name}: is not an image, or of a kind that Pillow does not know") from None
+    except DECODING_ERRORS as error:
+        raise ImageDecodeError(f"{name}: {error}") from None
+    if simplejpeg and picture.format == "JPEG" and picture.mode in ("RGB", "L"):
+        _check_size(picture, name)
+        if _orientation(picture) not in TRANSPOSITIONS:
+            try:
+                return _to_tensor(simplejpeg.decode_jpeg(data, "RGB"))
+            except ValueError:
+                pass  # stricter than Pillow, which decides
+    return _to_tensor(np.array(_pillow_rgb(picture, name)))
+
+
+def _to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _read(path: str, name: str) -> bytes:
+    try:
+        # A streamed image folder holds URLs, which fsspec opens; for a local path it would only be slower.
+        with fsspec.open(path, "rb") if "://" in path else open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ImageDecodeError(f"{name}: {error.strerror or error}") from None
+
+
+def _check_size(picture: PIL.Image.Image, name: str) -> None:
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ImageDecodeError(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,}")
+
+
+def _orientation(picture: PIL.Image.Image) -> int | None:
+    try:
+        return picture.getexif().get(EXIF_ORIENTATION)
+    except DECODING_ERRORS:
+        return None
+
+
+def _pillow_rgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    _check_size(picture, name)
+    try:
+        picture.load()
+        orientation = _orientation(picture)  # of a PNG it may be stored behind the pixels
+        if picture.mode == "F":
+            raise ImageDecodeError(
+                f"{name}: has floating-point pixels, whose range is unknown; store it as 8 or 16 bit"
+            )
+        if picture.mode.startswith("I"):
+            picture = _eight_bit(picture, name)
+        if "transparency" in picture.info and picture.mode == "P":
+            picture = picture.convert("RGBA")  # the same colours; on the straight way Pillow warns
+        picture = picture.convert("RGB")
+    except ImageDecodeError:
+        raise
+    except DECODING_ERRORS as error:
+        raise ImageDecodeError(f"{name}: the image is damaged or of an odd kind: {error}") from None
+    if orientation in TRANSPOSITIONS:
+        picture = picture.transpose(TRANSPOSITIONS[orientation])
+    return picture
+
+
+def _eight_bit(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    """16-bit gray, which Pillow also holds in 32-bit integers, as 8-bit gray."""
+    values = np.array(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageDecodeError(f"{name}: has 32-bit pixels beyond 0 to 65535; store it as 8 or 16 bit")
+    return PIL.Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))

@@ -1,0 +1,363 @@
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.torch
+import torch
+from timm.data import ImageNetInfo
+from timm.models import create_model, save_for_hf
+from torchvision.transforms.v2 import functional as tvF
+
+from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
+from training.sources import load_splits
+
+ROOT = Path(__file__).parents[1]
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@pytest.fixture(scope="module")
+def script():
+    """eval.py as a module; by its path, for `eval` is a builtin."""
+    spec = importlib.util.spec_from_file_location("eval_script", ROOT / "eval.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def save_model(folder, *, labels=DIGITS, image_size=32, seed=0, **fields):
+    """A TinyNet-E of random weights that gives different answers to different images."""
+    torch.manual_seed(seed)
+    id2label = dict(enumerate(labels))
+    config = TinyNetConfig.from_variant("tinynet_e", image_size=image_size, id2label=id2label, **fields)
+    model = TinyNetForImageClassification(config)
+    with torch.no_grad():
+        model.train()  # BatchNorm's statistics of random images: activations neither vanish nor explode
+        for _ in range(30):
+            model(torch.randn(16, 3, image_size, image_size))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("models") / "first")
+
+
+def run(script, *arguments):
+    script.main([str(argument) for argument in (*arguments, "--workers", 0, "--device", "cpu")])
+
+
+def run_json(script, tmp_path, *arguments):
+    run(script, *arguments, "--json", tmp_path / "results.json")
+    return json.loads((tmp_path / "results.json").read_text())
+
+
+def digits_folder(root, names=DIGITS, per_class=4):
+    """scikit-learn's digits as an image folder, PNGs of 8 x 8 pixels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for digit, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for number, index in enumerate(np.flatnonzero(digits.target == digit)[:per_class]):
+            PIL.Image.fromarray((digits.images[index] * 15).astype(np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+def plain_loop(folder, images, names):
+    """Top-1 and top-5 of a saved model, one image after the other, without anything of the trainer's."""
+    model = TinyNetForImageClassification.from_pretrained(folder).eval()
+    config = model.config
+    n = top_1 = top_5 = 0
+    for label, name in enumerate(names):
+        for file in sorted((images / name).iterdir()):
+            pixels = torch.from_numpy(np.array(PIL.Image.open(file).convert("RGB"))).permute(2, 0, 1)
+            pixels = tvF.resize(pixels, [config.resize_size], tvF.InterpolationMode.BICUBIC, antialias=True)
+            pixels = tvF.center_crop(pixels, [config.image_size]) / 255
+            pixels = tvF.normalize(pixels, list(config.image_mean), list(config.image_std))
+            with torch.no_grad():
+                order = model(pixels[None]).logits[0].argsort(descending=True).tolist()
+            answers = [config.id2label[index] for index in order]
+            n += 1
+            top_1 += answers[0] == names[label]
+            top_5 += names[label] in answers[:5]
+    return {"n": n, "top_1_correct": top_1, "top_5_correct": top_5}
+
+
+def counts(entry):
+    return {key: entry[key] for key in ("n", "top_1_correct", "top_5_correct")}
+
+
+def test_counts_of_several_models_equal_a_plain_loop(script, model, tmp_path, capsys):
+    """A second model of the same input, and one of another size: two passes, three rows."""
+    images = digits_folder(tmp_path / "images", per_class=5)
+    second = save_model(tmp_path / "second", seed=1)
+    larger = save_model(tmp_path / "larger", image_size=48)
+    models = [model, second, larger]
+    results = run_json(script, tmp_path, *models, "--dataset", images, "--split", "train", "--batch_size", 16)
+    output = capsys.readouterr()
+    assert [entry["model"] for entry in results["models"]] == [str(folder) for folder in models]
+    for entry, folder in zip(results["models"], models, strict=True):
+        assert counts(entry) == plain_loop(folder, images, DIGITS)
+        k, n = entry["top_1_correct"], entry["n"]
+        assert f"{k}/{n} = {100 * k / n:.3f} %" in output.out
+        assert entry["parameters"] == TinyNetConfig.from_variant("tinynet_e", num_labels=10).parameter_count
+        assert f"{entry['parameters']:,}" in output.out
+    assert results["models"][0]["n"] == 50
+    assert len({entry["top_5_correct"] for entry in results["models"]}) > 1
+    assert results["data"] == f"{images}, train: 50 pictures, 10 classes"
+    assert results["versions"]["torch"] == torch.__version__
+    assert "2 models at 32 px" in output.err
+    assert "images/s" in output.err
+
+
+def test_default_split_is_the_one_that_training_holds_out(script, model, tmp_path):
+    results = run_json(script, tmp_path, model, "--dataset", "digits")
+    assert results["models"][0]["n"] == 359
+    assert "20 % of each class are held out" in results["data"]
+
+
+def test_a_named_split_is_evaluated_as_a_whole(script, model, tmp_path):
+    for split, per_class in (("train", 5), ("val", 3)):
+        digits_folder(tmp_path / "images" / split, per_class=per_class)
+    for options, n in (([], 30), (["--split", "val"], 30), (["--split", "train"], 50)):
+        assert run_json(script, tmp_path, model, "--dataset", tmp_path / "images", *options)["models"][0]["n"] == n
+
+
+@pytest.mark.parametrize(("split", "n"), [("train", 150), ("test", 90)])
+def test_a_streamed_split_gives_the_counts_of_the_stored_one(script, model, tmp_path, split, n):
+    """Parquet files with a data set card that states the sizes, as the Hub has them."""
+    digits = load_splits("digits")
+    parts = {"train": digits.train.select(range(150)), "test": digits.validation.select(range(90))}
+    for name, part in parts.items():
+        part.to_parquet(tmp_path / "digits" / f"{name}.parquet")
+    splits = [{"name": name, "num_examples": len(part), "num_bytes": 1} for name, part in parts.items()]
+    features = [
+        {"name": "image", "dtype": "image"},
+        {"name": "label", "dtype": {"class_label": {"names": dict(zip(DIGITS, DIGITS, strict=True))}}},
+    ]
+    card = json.dumps({"dataset_info": {"features": features, "splits": splits}})
+    (tmp_path / "digits" / "README.md").write_text(f"---\n{card}\n---\n")
+    arguments = [model, "--dataset", tmp_path / "digits", "--split", split]
+    stored = run_json(script, tmp_path, *arguments)["models"][0]
+    streamed = run_json(script, tmp_path, *arguments, "--streaming")["models"][0]
+    assert counts(streamed) == counts(stored)
+    assert streamed["n"] == n
+
+
+def test_a_timm_folder_gives_timms_counts(script, tmp_path):
+    """Written by timm, without label names: classes go by position."""
+    torch.manual_seed(0)
+    timm_model = create_model("tinynet_e", num_classes=10).eval()
+    save_for_hf(timm_model, tmp_path / "timm", model_config={"num_classes": 10}, safe_serialization=True)
+    images = digits_folder(tmp_path / "images")
+    entry = run_json(script, tmp_path, tmp_path / "timm", "--dataset", images, "--split", "train")["models"][0]
+
+    processor = TinyNetImageProcessor.from_pretrained(tmp_path / "timm")
+    top_1 = 0
+    for label, name in enumerate(DIGITS):
+        pictures = [np.array(PIL.Image.open(file).convert("RGB")) for file in sorted((images / name).iterdir())]
+        with torch.no_grad():
+            logits = timm_model(processor(pictures, return_tensors="pt")["pixel_values"])
+        top_1 += int((logits.argmax(1) == label).sum())
+    assert entry["image_size"] == 106
+    assert entry["parameters"] == sum(parameter.numel() for parameter in timm_model.parameters())
+    assert entry["top_1_correct"] == top_1
+
+
+def test_labels_are_matched_by_name(script, model, tmp_path):
+    """The same model with its classes in another order, which it states: the same answers."""
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    shuffled = tmp_path / "shuffled"
+    original = TinyNetForImageClassification.from_pretrained(model)
+    original.classifier.weight.data = original.classifier.weight.data[order]
+    original.classifier.bias.data = original.classifier.bias.data[order]
+    original.config.id2label = {index: DIGITS[digit] for index, digit in enumerate(order)}
+    original.save_pretrained(shuffled)
+
+    results = run_json(script, tmp_path, model, shuffled, "--dataset", "digits", "--per_class")
+    first, second = results["models"]
+    assert counts(first) == counts(second)
+    assert first["per_class"] == second["per_class"]
+    assert [row["class"] for row in first["per_class"]] == DIGITS
+
+
+def test_a_data_set_may_lack_classes_of_the_model(script, model, tmp_path):
+    images = digits_folder(tmp_path / "images", names=DIGITS[:3])
+    results = run_json(script, tmp_path, model, "--dataset", images, "--split", "train", "--per_class")
+    assert counts(results["models"][0]) == plain_loop(model, images, DIGITS[:3])
+    assert [row["class"] for row in results["models"][0]["per_class"]] == ["0", "1", "2"]
+
+
+def test_worst_classes_come_first_and_add_up(script, model, tmp_path, capsys):
+    results = run_json(script, tmp_path, model, "--dataset", "digits", "--per_class")
+    rows = results["models"][0]["per_class"]
+    assert sum(row["n"] for row in rows) == 359
+    assert sum(row["top_1_correct"] for row in rows) == results["models"][0]["top_1_correct"]
+    lines = capsys.readouterr().out.partition("top-1 by class")[2].splitlines()[1:]
+    shares = [float(line.split("=")[1].removesuffix("%")) for line in lines]
+    assert len(shares) == 10
+    assert shares == sorted(shares)
+
+
+def test_confusion_matrix_is_drawn_with_a_panel_for_each_model(script, model, tmp_path):
+    second = save_model(tmp_path / "second", seed=1)
+    picture = tmp_path / "confusion.png"
+    run(script, model, second, "--dataset", "digits", "--confusion", picture)
+    with PIL.Image.open(picture) as image:
+        assert image.format == "PNG"
+        assert image.size == (1600, 900)
+        pixels = np.array(image.convert("L"))
+    assert (pixels[:, :800] < 200).any()
+    assert (pixels[:, 800:] < 200).any()
+    assert (pixels[:, :800] != pixels[:, 800:]).any()
+
+
+def imagenet_names():
+    """What ImageNet's classes are called: WordNet ids, lists of synonyms (as on the Hub), and our configuration's."""
+    info = ImageNetInfo()
+    wordnet_ids = [info.index_to_label_name(index) for index in range(1000)]
+    synonyms = [info.index_to_description(index) for index in range(1000)]
+    return [wordnet_ids, synonyms, list(TinyNetConfig().id2label.values())]
+
+
+@pytest.mark.parametrize("names", imagenet_names(), ids=["WordNet ids", "synonyms", "ours"])
+def test_imagenets_classes_are_known_by_all_their_names(script, names):
+    assert script.is_imagenet(names)
+    assert not script.is_imagenet(names[::-1])
+    assert not script.is_imagenet(names[:999])
+    assert not script.is_imagenet(names[1:] + names[:1])
+
+
+def test_a_thousand_other_classes_are_not_imagenets(script):
+    assert not script.is_imagenet([f"class {index}" for index in range(1000)])
+
+
+# Mistakes: one sentence on stderr, exit code 2
+
+
+def mistake(script, capsys, *arguments):
+    with pytest.raises(SystemExit) as exit:
+        run(script, *arguments)
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    sentence = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert error.splitlines()[-1:] == sentence
+    assert "Traceback" not in error
+    return sentence[0]
+
+
+def test_classes_that_do_not_match_are_an_error(script, model, tmp_path, capsys):
+    images = digits_folder(tmp_path / "images", names=["0", "one", "two"])
+    sentence = mistake(script, capsys, model, "--dataset", images, "--split", "train")
+    assert sentence == (
+        f"error: the data set's classes are not those of {model}: 2 of 3, such as 'one', are none of the model's 10, "
+        "such as '0'"
+    )
+
+
+def test_a_missing_folder_is_an_error(script, tmp_path, capsys):
+    sentence = mistake(script, capsys, tmp_path / "missing", "--dataset", "digits")
+    assert sentence == f"error: folder {tmp_path / 'missing'} does not exist"
+
+
+def test_an_unknown_hub_id_is_an_error(script, capsys):
+    assert mistake(script, capsys, "nobody/nothing", "--dataset", "digits").startswith(
+        "error: model nobody/nothing cannot be loaded: "
+    )
+
+
+def test_a_folder_without_a_model_is_an_error(script, tmp_path, capsys):
+    sentence = mistake(script, capsys, tmp_path, "--dataset", "digits")
+    assert sentence == f"error: folder {tmp_path} has no config.json"
+
+
+def test_the_folder_of_a_run_is_an_error_that_names_its_models(script, model, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "run" / "best")
+    sentence = mistake(script, capsys, tmp_path / "run", "--dataset", "digits")
+    assert sentence.endswith(f"it is the folder of a run: evaluate {tmp_path / 'run' / 'best'}")
+
+
+def test_another_architecture_is_an_error(script, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    sentence = mistake(script, capsys, tmp_path, "--dataset", "digits")
+    assert sentence.endswith("its model_type is 'resnet', not 'tinynet'")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18", "num_classes": 10}')
+    assert "'resnet18'" in mistake(script, capsys, tmp_path, "--dataset", "digits")
+
+
+def test_a_damaged_weight_file_is_an_error(script, model, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(model, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert f"model {folder} cannot be loaded" in mistake(script, capsys, folder, "--dataset", "digits")
+
+
+def test_missing_weights_are_an_error_and_not_random(script, model, tmp_path, capsys):
+    folder = tmp_path / "incomplete"
+    shutil.copytree(model, folder)
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    del tensors["classifier.bias"]
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    sentence = mistake(script, capsys, folder, "--dataset", "digits")
+    assert sentence.endswith("its file lacks 1 tensors, such as classifier.bias")
+
+
+def test_missing_data_is_an_error(script, model, tmp_path, capsys):
+    assert "does not exist" in mistake(script, capsys, model, "--dataset", tmp_path / "missing")
+    assert "has no split 'test'" in mistake(script, capsys, model, "--dataset", "digits", "--split", "test")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_image_is_one_sentence_from_a_loader_worker_too(script, model, tmp_path, capsys, workers):
+    images = digits_folder(tmp_path / "images")
+    (images / "3" / "1.png").write_bytes(b"no picture")
+    arguments = [str(model), "--dataset", str(images), "--split", "train", "--workers", str(workers)]
+    with pytest.raises(SystemExit) as exit:
+        script.main(arguments)
+    assert exit.value.code == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert sentence.startswith(f"error: {images / '3' / '1.png'} (sample 13): is not an image")
+
+
+@pytest.mark.parametrize("option", ["--json", "--confusion"])
+def test_a_result_that_cannot_be_written_is_an_error_before_the_work(script, model, tmp_path, capsys, option):
+    for path in (tmp_path / "missing" / "results", tmp_path):
+        sentence = mistake(script, capsys, model, "--dataset", "digits", option, path)
+        assert sentence == f"error: argument {option}: {path} must be a file in a folder that can be written to"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch_size", "0"], "must be a whole number of at least 1, got '0'"),
+        (["--batch_size", "many"], "must be a whole number of at least 1, got 'many'"),
+        (["--device", "abacus"], "there is no kind of device called abacus"),
+        (["--device", "xpu"], "there is no xpu on this machine"),
+        (["--confusoin", "x.png"], "unrecognized arguments: --confusoin x.png"),
+    ],
+)
+def test_a_wrong_option_is_an_error(script, model, capsys, arguments, words):
+    with pytest.raises(SystemExit) as exit:
+        script.main([str(model), "--dataset", "digits", *arguments])
+    assert exit.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_command_line_works_from_anywhere(model, tmp_path):
+    """As a process of its own: the table goes to stdout, progress to stderr."""
+    command = [sys.executable, ROOT / "eval.py", model, "--dataset", "digits", "--workers", "1", "--device", "cpu"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0
+    assert "/359 = " in done.stdout
+    assert "images/s" in done.stderr

@@ -1,0 +1,62 @@
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from training.batch_norm import average_batch_norm_statistics
+
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm1d(6)))
+
+
+def fill(model, rank):
+    """Statistics that are powers of two times small integers, so that their mean is exact."""
+    for number, (name, buffer) in enumerate(model.named_buffers()):
+        if not name.endswith("num_batches_tracked"):
+            buffer.copy_(torch.arange(len(buffer)) * 4.0 + number + 16 * rank)
+
+
+def on_one_rank(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model = build()
+    fill(model, rank)
+    model[1].num_batches_tracked.fill_(7)
+    weights = [parameter.clone() for parameter in model.parameters()]
+    without_statistics = nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.Linear(2, 2))
+    collectives = []
+    all_reduce = dist.all_reduce
+
+    def counted(*args, **kwargs):
+        collectives.append(1)
+        return all_reduce(*args, **kwargs)
+
+    dist.all_reduce = counted
+    average_batch_norm_statistics(model)
+    average_batch_norm_statistics(without_statistics)
+    assert len(collectives) == 1
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_end_with_the_mean_of_their_statistics_after_one_collective(tmp_path):
+    torch.multiprocessing.spawn(on_one_rank, args=(tmp_path,), nprocs=2)
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    expected = [build(), build()]
+    for rank, model in enumerate(expected):
+        fill(model, rank)
+    statistics = [name for name, _ in build().named_buffers() if not name.endswith("num_batches_tracked")]
+    assert len(statistics) == 6
+    for name in statistics:
+        mean = (expected[0].state_dict()[name] + expected[1].state_dict()[name]) / 2
+        assert torch.equal(states[0][name], mean)
+        assert torch.equal(states[1][name], mean)
+    assert states[0]["1.num_batches_tracked"] == 7
+
+
+def test_one_process_keeps_its_statistics():
+    model = build()
+    fill(model, rank=0)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    average_batch_norm_statistics(model)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())

@@ -1,0 +1,209 @@
+"""What a run would be, before it is one: `train.py --explain` prints this text and draws the learning rate."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib.style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from modeling_tinynet import TinyNetConfig
+from training.config import FIELDS, TrainConfig, read_recipe, short_text
+from training.curves import STYLE, write_png
+from training.ema import half_life_steps
+from training.sampling import TrainingPlan
+from training.schedule import build_schedule
+
+Rows = list[tuple[str, str]]
+
+RECIPES = Path(__file__).parents[1] / "configuration"
+INITIAL_WEIGHTS_LEFT = 0.05  # below this share the moving average is about the run, and no longer about its start
+FIRST_CHANGES, LATER_CHANGES = 8, 6  # learning rates shown one by one, and then as milestones
+CURVE_POINTS = 5_000
+
+# Fields that change where or how fast a run computes, not what it computes.
+SAME_RESULT = {"rescale", "streaming", "channels_last", "compile", "image_column", "label_column"}
+
+
+def explain(
+    config: TrainConfig,
+    *,
+    num_train: int,
+    num_classes: int,
+    num_processes: int,
+    model_config: TinyNetConfig,
+) -> str:
+    """Describe the run of `config` on `num_train` pictures of `num_classes` classes with `num_processes` processes.
+
+    Args:
+        model_config: the network that would be trained, with the overrides of `config` applied.
+
+    Returns:
+        Sections of aligned lines, for a terminal.
+
+    Raises:
+        ValueError: the global batch cannot be made from these processes (see `sampling.TrainingPlan`).
+    """
+    plan = TrainingPlan(
+        num_train, config.global_batch_size, config.per_device_batch_size, num_processes, config.drop_last
+    )
+    steps_per_epoch = plan.steps_per_epoch
+    sections = {
+        "Run": _run(config, plan, num_train, num_classes, num_processes, model_config),
+        "Learning rate, from epoch ...": _learning_rates(config, steps_per_epoch),
+        "Moving average of the weights (EMA)": _moving_average(config, steps_per_epoch),
+        f"Differences from the published recipe of {_published_variant(model_config)}": _differences(
+            config, model_config
+        ),
+    }
+    width = max(len(label) for rows in sections.values() for label, _ in rows)
+    return "\n\n".join(
+        "\n".join([title, *(f"  {label:<{width}}  {value}".rstrip() for label, value in rows)])
+        for title, rows in sections.items()
+    )
+
+
+def lr_schedule(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate of a run as a function of its optimizer step."""
+    return build_schedule(
+        config.schedule,
+        lr=config.lr,
+        total_steps=config.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=config.warmup_lr,
+        decay_epochs=config.decay_epochs,
+        decay_rate=config.decay_rate,
+        min_lr=config.min_lr,
+    )
+
+
+def save_lr_curve(
+    path: str | Path, schedule: Callable[[int], float], *, total_steps: int, steps_per_epoch: int, title: str
+) -> None:
+    """Draw `schedule` over the epochs of a run into a PNG of 1200 x 700 pixels.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    evenly = {index * (total_steps - 1) // CURVE_POINTS for index in range(CURVE_POINTS + 1)}
+    steps = sorted(evenly.union(range(0, total_steps, steps_per_epoch)))
+    epochs = [step / steps_per_epoch for step in steps]
+    lrs = [schedule(step) for step in steps]
+    peak = lrs.index(max(lrs))
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(12, 7), dpi=100, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.plot(epochs, lrs, color="tab:green", linewidth=2)
+        axes.plot(
+            [epochs[peak]], [lrs[peak]], "o", color="tab:red", label=f"peak {lrs[peak]:.6g}, epoch {epochs[peak]:.4g}"
+        )
+        axes.plot([epochs[-1]], [lrs[-1]], "s", color="tab:blue", label=f"last {lrs[-1]:.6g}")
+        axes.set(title=title, xlabel="epochs", ylabel="learning rate", xlim=(0, total_steps / steps_per_epoch))
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+        write_png(figure, path)
+
+
+def _run(
+    config: TrainConfig,
+    plan: TrainingPlan,
+    num_train: int,
+    num_classes: int,
+    num_processes: int,
+    model_config: TinyNetConfig,
+) -> Rows:
+    dropped = num_train - plan.samples_per_epoch
+    pictures = config.epochs * plan.samples_per_epoch
+    macs = model_config.macs
+    parts = f"{num_processes} process{'' if num_processes == 1 else 'es'} x {config.per_device_batch_size} pictures"
+    if plan.accumulation_steps > 1:
+        parts += f" x {plan.accumulation_steps} accumulated"
+    return [
+        ("model", f"{config.model} at {model_config.image_size} px, {num_classes:,} classes"),
+        ("parameters", f"{model_config.parameter_count:,}"),
+        ("MACs", f"{macs / 1e6:,.1f} M a picture forward, {3 * macs * pictures:.1e} forward and backward for the run"),
+        ("training pictures", f"{num_train:,} of {config.dataset}"),
+        ("global batch", f"{config.global_batch_size:,} = {parts}"),
+        ("steps per epoch", f"{plan.steps_per_epoch:,}" + (f", {dropped:,} pictures left out" if dropped else "")),
+        ("updates", f"{config.epochs * plan.steps_per_epoch:,} in {config.epochs} epochs"),
+        ("pictures seen", f"{pictures:,}"),
+    ]
+
+
+def _learning_rates(config: TrainConfig, steps_per_epoch: int) -> Rows:
+    """The learning rate where it changes from one epoch to the next: the first changes, milestones, the last."""
+    schedule = lr_schedule(config, steps_per_epoch)
+    lrs = [schedule(epoch * steps_per_epoch) for epoch in range(config.epochs)]
+    changes = [epoch for epoch in range(config.epochs) if epoch == 0 or lrs[epoch] != lrs[epoch - 1]]
+    peak_step = max(_peak_candidates(config, steps_per_epoch), key=schedule)
+    shown = _milestones(changes)
+    rows = [(str(epoch), f"{lrs[epoch]:.6g}") for epoch in shown]
+    if len(shown) < len(changes):
+        rows.append(("", f"({len(changes)} values in all, {len(changes) - len(shown)} not shown)"))
+    rows.append(("peak", f"{schedule(peak_step):.6g} in epoch {peak_step // steps_per_epoch}"))
+    last_step = config.epochs * steps_per_epoch - 1
+    rows.append(("last step", f"{schedule(last_step):.6g}"))
+    return rows
+
+
+def _peak_candidates(config: TrainConfig, steps_per_epoch: int) -> list[int]:
+    """Steps one of which has the highest learning rate: the starts of epochs, and both sides of the warm-up's end."""
+    warm = config.warmup_epochs * steps_per_epoch
+    last = config.epochs * steps_per_epoch - 1
+    return [min(step, last) for step in (*range(0, last + 1, steps_per_epoch), math.floor(warm), math.ceil(warm))]
+
+
+def _milestones(changes: Sequence[int]) -> Sequence[int]:
+    if len(changes) <= FIRST_CHANGES + LATER_CHANGES:
+        return changes
+    later = changes[FIRST_CHANGES:]
+    return [
+        *changes[:FIRST_CHANGES],
+        *(later[round((index + 1) * len(later) / LATER_CHANGES) - 1] for index in range(LATER_CHANGES)),
+    ]
+
+
+def _moving_average(config: TrainConfig, steps_per_epoch: int) -> Rows:
+    decay = config.ema_decay
+    if decay == 0:
+        return [("off", "ema_decay is 0")]
+    half_life = half_life_steps(decay)
+    needed = math.floor(math.log(INITIAL_WEIGHTS_LEFT) / math.log(decay)) + 1
+    total = config.epochs * steps_per_epoch
+    limit = f"{INITIAL_WEIGHTS_LEFT:.0%} of the initial weights"
+    if needed <= total:
+        first = f"after epoch {math.ceil(needed / steps_per_epoch)}, with less than {limit} left"
+    else:
+        first = f"never: {decay**total:.0%} of the initial weights are left at the end; lower ema_decay"
+    return [
+        ("half-life", f"{half_life:,.0f} updates = {half_life / steps_per_epoch:.2f} epochs"),
+        ("means something", first),
+        ("rule", f"{decay:.7g} ** {needed:,} updates leaves {limit}"),
+    ]
+
+
+def _published_variant(model_config: TinyNetConfig) -> str:
+    return model_config.variant or "tinynet_a"
+
+
+def _differences(config: TrainConfig, model_config: TinyNetConfig) -> Rows:
+    """Fields that bear on the result and are not as published, as `published -> here`."""
+    variant = _published_variant(model_config)
+    recipe = TrainConfig(**read_recipe(RECIPES / f"{variant}.yaml"))
+    network = TinyNetConfig.from_variant(variant)
+    rows = []
+    for name, field in FIELDS.items():
+        if field.metadata["group"] == "run" or name in SAME_RESULT:
+            continue
+        published, here = getattr(recipe, name), getattr(config, name)
+        if field.metadata["group"] == "model" and name != "model":
+            published = getattr(network, name) if published is None else published
+            here = getattr(model_config, name)
+        elif name == "precision":
+            published, here = published or "no", here or "no"
+        if published != here:
+            rows.append((name, f"{short_text(published)} -> {short_text(here)}"))
+    return rows or [("none", "")]

@@ -361,7 +361,7 @@ def build_parser() -> Parser:
     data.add_argument("--streaming", action="store_true", help="read a Hub data set without storing it")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=positive, default=64, metavar="N", help="images (default: %(default)s)")
-    running.add_argument("--workers", type=int, metavar="N", help="loader processes; unset: one for each CPU core")
+    running.add_argument("--num_workers", type=int, metavar="N", help="loader processes; unset: one for each CPU core")
     running.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     results = parser.add_argument_group("results")
     results.add_argument("--json", type=output_file, metavar="FILE", help="write the counts")

@@ -52,7 +52,7 @@ def model(tmp_path_factory):
 
 
 def run(script, *arguments):
-    script.main([str(argument) for argument in (*arguments, "--workers", 0, "--device", "cpu")])
+    script.main([str(argument) for argument in (*arguments, "--num_workers", 0, "--device", "cpu")])
 
 
 def run_json(script, tmp_path, *arguments):
@@ -321,7 +321,7 @@ def test_missing_data_is_an_error(script, model, tmp_path, capsys):
 def test_a_bad_image_is_one_sentence_from_a_loader_worker_too(script, model, tmp_path, capsys, workers):
     images = digits_folder(tmp_path / "images")
     (images / "3" / "1.png").write_bytes(b"no picture")
-    arguments = [str(model), "--dataset", str(images), "--split", "train", "--workers", str(workers)]
+    arguments = [str(model), "--dataset", str(images), "--split", "train", "--num_workers", str(workers)]
     with pytest.raises(SystemExit) as exit:
         script.main(arguments)
     assert exit.value.code == 2
@@ -355,7 +355,7 @@ def test_a_wrong_option_is_an_error(script, model, capsys, arguments, words):
 
 def test_the_command_line_works_from_anywhere(model, tmp_path):
     """As a process of its own: the table goes to stdout, progress to stderr."""
-    command = [sys.executable, ROOT / "eval.py", model, "--dataset", "digits", "--workers", "1", "--device", "cpu"]
+    command = [sys.executable, ROOT / "eval.py", model, "--dataset", "digits", "--num_workers", "1", "--device", "cpu"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import datasets
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from training.sampling import stratified_holdout
 
-Split = datasets.Dataset | datasets.IterableDataset
+Split: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 VALIDATION_NAMES = ("validation", "val", "valid", "test")
 IMAGE_ENDINGS = frozenset(
@@ -104,7 +105,7 @@ def load_splits(
             raise DataError(f"{dataset} has no validation split, and none can be held out of a stream; name one")
         names = _streamed_class_names(dataset, list(chosen.values()), label_column)
         description = f"{dataset}, streamed: {len(names)} classes, evaluated on its split {validation_split!r}"
-        return Splits(*chosen.values(), names, image_column, label_column, description)
+        return Splits(chosen[train_split], chosen[validation_split], names, image_column, label_column, description)
 
     names, train, train_ids = _with_train_labels(
         f"split {train_split!r} of {dataset}", chosen[train_split], label_column
@@ -427,8 +428,8 @@ def _label_ids(place: str, split: datasets.Dataset, column: str) -> tuple[np.nda
         index = int(np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))[0])
         raise DataError(f"sample {index} of {place} has no label")
     if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
-        names = sorted(labels.unique().to_pylist())
-        return pc.index_in(labels, value_set=pa.array(names, labels.type)).to_numpy().astype(np.int64), names
+        texts = sorted(labels.unique().to_pylist())
+        return pc.index_in(labels, value_set=pa.array(texts, labels.type)).to_numpy().astype(np.int64), texts
     if not pa.types.is_integer(labels.type):
         raise DataError(
             f"labels of {place} must be class labels, integers or strings, but {column!r} is {labels.type}"

@@ -1,0 +1,161 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from matplotlib.colors import to_rgb
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from training.compare import main
+from training.display import StepTimer
+from training.records import MetricsLog, write_summary
+
+ROOT = Path(__file__).parents[2]
+
+
+def train_digits(folder: Path, lr: float, epochs: int, **recipe) -> dict[str, list[int]]:
+    """Train a linear classifier of digits, leave a run's files in `folder`, return its correct answers by epoch."""
+    torch.manual_seed(0)
+    digits = load_digits()
+    images, labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
+    model, ema = torch.nn.Linear(64, 10), torch.nn.Linear(64, 10)
+    folder.mkdir(parents=True)
+    log, timer, correct = MetricsLog(folder / "metrics.jsonl"), StepTimer(), {"raw": [], "ema": []}
+    for step in range(1, 10 * epochs + 1):
+        loss = torch.nn.functional.cross_entropy(model(images[:1400]), labels[:1400])
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for weight, average, gradient in zip(model.parameters(), ema.parameters(), gradients, strict=True):
+                weight -= lr * gradient
+                average.lerp_(weight, 0.05)
+        figures = {"lr": lr, "images_per_s": 1400.0 - 200 * lr}  # apart, to be seen in one picture
+        log.log_step(
+            step=step,
+            epoch=step / 10,
+            loss=loss.item(),
+            loss_smoothed=loss.item(),
+            grad_norm=None,
+            data_wait_s=0.0,
+            **figures,
+        )
+        if step % 10 == 0:
+            for name, weights in (("raw", model), ("ema", ema)):
+                correct[name].append(int((weights(images[1400:]).argmax(1) == labels[1400:]).sum()))
+            counts = {name: {"top_1_correct": c[-1], "top_5_correct": 397, "n": 397} for name, c in correct.items()}
+            log.log_epoch(
+                epoch=step // 10,
+                step=step,
+                train_loss=loss.item(),
+                time_shares=timer.shares(),
+                epoch_s=1.0,
+                **counts,
+                **figures,
+            )
+    log.close()
+    summary = {"run": folder.name, "model": "linear", "dataset": "digits", "num_validation": 397, "epochs": epochs}
+    write_summary(folder / "summary.json", summary | {"images_per_s": 1400.0 - 200 * lr, "elapsed_s": 65.0 * epochs})
+    full_recipe = {
+        "model": "linear",
+        "lr": lr,
+        "epochs": epochs,
+        "run_name": folder.name,
+        "output_dir": "runs",
+    } | recipe
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(full_recipe))
+    return correct
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory) -> tuple[Path, Path, dict[str, dict[str, list[int]]]]:
+    folder = tmp_path_factory.mktemp("runs")
+    correct = {
+        "slow": train_digits(folder / "slow", lr=0.05, epochs=4),
+        "fast": train_digits(folder / "fast", lr=1.0, epochs=6, mixup_alpha=0.2),
+    }
+    return folder / "slow", folder / "fast", correct
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_the_command_prints_a_table_and_draws_both_runs(two_runs, tmp_path):
+    slow, fast, correct = two_runs
+    command = [sys.executable, "-m", "training.compare", str(slow), str(fast), "--output", str(tmp_path / "both.png")]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert (answer.returncode, answer.stderr) == (0, "")
+    lines = answer.stdout.splitlines()
+    assert cells(lines[0]) == ["run", "model", "best top-1, raw", "best top-1, EMA", "epochs", "images/s", "time"]
+    rows = (("slow", "4", "1,390", "0:04:20"), ("fast", "6", "1,200", "0:06:30"))
+    for line, (name, *figures) in zip(lines[1:3], rows, strict=True):
+        best = [f"{k}/397 = {100 * k / 397:.3f} %" for k in (max(correct[name]["raw"]), max(correct[name]["ema"]))]
+        assert cells(line) == [name, "linear", *best, *figures]
+    assert "do not compare" not in answer.stdout
+    differences = {tuple(cells(line)) for line in lines[5:8]}
+    assert cells(lines[4]) == ["recipe", "slow", "fast"]
+    assert differences == {("lr", "0.05", "1.0"), ("epochs", "4", "6"), ("mixup_alpha", "-", "0.2")}
+    assert lines[-1] == f"The curves are in {tmp_path / 'both.png'}."
+
+    with Image.open(tmp_path / "both.png") as image:
+        assert (image.format, image.size) == ("PNG", (1600, 1000))
+        pixels = np.asarray(image.convert("RGB"))
+    for color in ("C0", "C1"):
+        drawn = (pixels == np.round(255 * np.array(to_rgb(color)))).all(axis=-1)
+        quarters = [drawn[y : y + 450, x : x + 800].sum() for y in (0, 450) for x in (0, 800)]
+        assert min(quarters) > 100, f"{color} is not in every panel: {quarters}"
+
+
+def test_runs_of_one_name_on_other_images_are_told_apart(two_runs, tmp_path, capsys):
+    slow, _, _ = two_runs
+    train_digits(tmp_path / "slow", lr=0.05, epochs=4)
+    summary = (tmp_path / "slow" / "summary.json").read_text().replace('"digits"', '"letters"')
+    (tmp_path / "slow" / "summary.json").write_text(summary)
+
+    assert main([str(slow), str(tmp_path / "slow"), "--output", str(tmp_path / "c.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [cells(line)[0] for line in lines[1:3]] == [str(slow), str(tmp_path / "slow")]
+    assert lines[4] == "The runs were not evaluated on the same images, so their accuracies do not compare."
+    assert lines[6] == "The recipes are the same."
+
+
+@pytest.mark.parametrize("missing", ["summary.json", "recipe.yaml", "metrics.jsonl"])
+def test_a_missing_file_is_one_sentence_and_exit_code_2(tmp_path, missing, capsys):
+    train_digits(tmp_path / "run", lr=0.05, epochs=1)
+    (tmp_path / "run" / missing).unlink()
+    assert main([str(tmp_path / "run"), "--output", str(tmp_path / "c.png")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"compare: {tmp_path / 'run'} has no {missing};")
+    assert captured.err.count("\n") == 1 and captured.out == ""
+    assert not (tmp_path / "c.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("summary.json", "{", "damaged summary.json or recipe.yaml"),
+        ("summary.json", '{"model": "linear"}', "must have the keys model, dataset"),
+        ("recipe.yaml", "lr: [1", "damaged summary.json or recipe.yaml"),
+        ("recipe.yaml", "", "must hold a mapping"),
+        ("metrics.jsonl", "x\n", "metrics.jsonl, line 1 is not JSON"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence_and_exit_code_2(tmp_path, file, content, sentence, capsys):
+    train_digits(tmp_path / "run", lr=0.05, epochs=1)
+    (tmp_path / "run" / file).write_text(content)
+    assert main([str(tmp_path / "run"), "--output", str(tmp_path / "c.png")]) == 2
+    captured = capsys.readouterr()
+    assert sentence in captured.err
+    assert captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_a_missing_folder_for_run_or_picture_is_one_sentence_and_exit_code_2(two_runs, tmp_path, capsys):
+    slow, _, _ = two_runs
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "nowhere is not a folder" in capsys.readouterr().err
+    assert main([str(slow), "--output", str(tmp_path / "nowhere" / "c.png")]) == 2
+    assert "there is no folder" in capsys.readouterr().err

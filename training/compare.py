@@ -1,0 +1,152 @@
+"""Compares finished runs: a table, the recipe keys in which they differ, and all their curves in one picture.
+
+Usage: python -m training.compare runs/a runs/b [--output compare.png]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from matplotlib.lines import Line2D
+
+from training.curves import column, four_panels, legend, marker, start_at_zero, top_1_curve, write_png
+from training.display import format_duration, format_speed
+from training.records import Record, accuracy_percent, read_metrics
+
+SUMMARY_KEYS = ("model", "dataset", "num_validation", "epochs", "images_per_s", "elapsed_s")
+BOOKKEEPING = ("run_name", "output_dir", "resume")  # recipe keys that say where a run lies, not what it did
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run left behind."""
+
+    name: str
+    summary: dict[str, Any]
+    recipe: dict[str, Any]
+    steps: list[Record]
+    epochs: list[Record]
+
+
+def load_run(folder: Path, name: str) -> Run:
+    """Read `summary.json`, `recipe.yaml` and `metrics.jsonl` of a run's folder.
+
+    Raises:
+        ValueError: the folder or one of the files is missing or damaged; the sentence names it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the folder of a run, such as runs/tinynet_c")
+    for file in ("summary.json", "recipe.yaml", "metrics.jsonl"):
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder} has no {file}; a run writes it, summary.json when it ends")
+    try:
+        summary = json.loads((folder / "summary.json").read_bytes())
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_bytes())
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder} has a damaged summary.json or recipe.yaml: {reason}") from error
+    if not isinstance(summary, dict) or not set(SUMMARY_KEYS) <= set(summary):
+        raise ValueError(f"{folder / 'summary.json'} must have the keys {', '.join(SUMMARY_KEYS)}")
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{folder / 'recipe.yaml'} must hold a mapping of recipe keys to values")
+    records = read_metrics(folder / "metrics.jsonl")
+    steps = [record for record in records if record["kind"] == "step"]
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    return Run(name, summary, recipe, steps, epochs)
+
+
+def comparison(runs: Sequence[Run]) -> str:
+    """The table of `runs`, one a line, and under it the recipe keys in which they differ."""
+    rows = [("run", "model", "best top-1, raw", "best top-1, EMA", "epochs", "images/s", "time")]
+    rows += [
+        (
+            run.name,
+            run.summary["model"],
+            _best(run.epochs, "raw"),
+            _best(run.epochs, "ema"),
+            str(run.summary["epochs"]),
+            format_speed(run.summary["images_per_s"]),
+            format_duration(run.summary["elapsed_s"]),
+        )
+        for run in runs
+    ]
+    text = _aligned(rows)
+    if len({(run.summary["dataset"], run.summary["num_validation"]) for run in runs}) > 1:
+        text += "\n\nThe runs were not evaluated on the same images, so their accuracies do not compare."
+    differences = _recipe_differences(runs)
+    if differences:
+        text += "\n\n" + _aligned([("recipe", *(run.name for run in runs)), *differences])
+    elif len(runs) > 1:
+        text += "\n\nThe recipes are the same."
+    return text
+
+
+def save_comparison(runs: Sequence[Run], png_path: Path) -> None:
+    """Draw `runs` into one PNG, a colour each: smoothed loss, top-1, learning rate, images/s."""
+    with four_panels(f"{len(runs)} runs") as (figure, (loss, accuracy, lr, speed)):
+        for index, run in enumerate(runs):
+            color = f"C{index}"
+            x = column(run.steps, "epoch")
+            loss.plot(x, column(run.steps, "loss_smoothed"), color=color, linewidth=2, label=run.name)
+            lr.plot(x, column(run.steps, "lr"), color=color, linewidth=2)
+            x = column(run.epochs, "epoch")
+            speed.plot(x, column(run.epochs, "images_per_s"), color=color, linewidth=2, marker=marker(x))
+            for weights, line_style in (("raw", "--"), ("ema", "-")):
+                epochs, top_1 = top_1_curve(run.epochs, weights)
+                accuracy.plot(epochs, top_1, line_style, color=color, linewidth=2, marker=marker(epochs))
+        start_at_zero(lr)
+        start_at_zero(speed)
+        speed.set_xlim(left=0)
+        raw = Line2D([], [], color="gray", linestyle="--", label="raw weights")
+        ema = Line2D([], [], color="gray", linestyle="-", label="EMA weights")
+        legend(accuracy, [raw, ema])
+        figure.legend(handles=loss.get_lines(), loc="outside lower center", ncols=min(len(runs), 5))
+        write_png(figure, png_path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the comparison and write its picture. Returns the exit code: 0, or 2 after one sentence on an error."""
+    parser = argparse.ArgumentParser(prog="python -m training.compare", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--output", type=Path, default=Path("compare.png"), help="the picture (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    folder_names = [folder.resolve().name for folder in arguments.runs]
+    names = folder_names if len(set(folder_names)) == len(folder_names) else map(str, arguments.runs)
+    try:
+        if not arguments.output.parent.is_dir():
+            raise ValueError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
+        runs = [load_run(folder, name) for folder, name in zip(arguments.runs, names, strict=True)]
+        print(comparison(runs))
+        save_comparison(runs, arguments.output)
+    except (OSError, ValueError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    print(f"\nThe curves are in {arguments.output}.")
+    return 0
+
+
+def _best(epochs: Sequence[Record], weights: str) -> str:
+    evaluations = [record[weights] for record in epochs if record[weights]]
+    best = max(evaluations, key=lambda counts: accuracy_percent(counts, 1), default=None)
+    return f"{best['top_1_correct']}/{best['n']} = {accuracy_percent(best, 1):.3f} %" if best else "-"
+
+
+def _recipe_differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    keys = dict.fromkeys(key for run in runs for key in run.recipe if key not in BOOKKEEPING)
+    rows = [(key, *(str(run.recipe.get(key, "-")) for run in runs)) for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(cell) for cell in cells) for cells in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

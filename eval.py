@@ -389,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 data,
                 streaming=options.streaming,
                 batch_size=options.batch_size,
-                num_workers=default_num_workers(1) if options.workers is None else options.workers,
+                num_workers=default_num_workers(1) if options.num_workers is None else options.num_workers,
                 device=options.device,
                 confusion=options.confusion is not None,
             )

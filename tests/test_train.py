@@ -1,0 +1,269 @@
+"""train.py as people start it: real processes, real digits, real checkpoints."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from modeling_tinynet import TinyNetForImageClassification, TinyNetImageProcessor
+from training.checkpoint import load_checkpoint
+from training.config import parse_config
+from training.records import read_metrics
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ("--recipe", str(ROOT / "configuration" / "quickstart.yaml"))
+# 25 steps of 32 and one of 8 an epoch: the smallest TinyNet, on small digits.
+SMALL = (
+    *RECIPE,
+    *("--image_size", "32", "--validation_fraction", "0.55", "--lr", "0.003", "--warmup_epochs", "0.5"),
+    *("--global_batch_size", "32", "--per_device_batch_size", "32"),
+)
+
+
+def start(
+    arguments: list[str], *, script: Path = ROOT / "train.py", processes: int = 1, folder: Path
+) -> subprocess.Popen:
+    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    if processes > 1:
+        launcher.append(f"--nproc_per_node={processes}")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [*launcher, str(script), *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train(*arguments, **kwargs) -> subprocess.CompletedProcess:
+    process = start(list(arguments), **kwargs)
+    output, errors = process.communicate(timeout=280)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def trained(*arguments, **kwargs) -> str:
+    result = train(*arguments, **kwargs)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def final_tensors(run_folder: Path) -> dict[str, torch.Tensor]:
+    newest = max((run_folder / "checkpoints").glob("step-*"))
+    tensors, _ = load_checkpoint(newest)
+    return {f"{kind}.{name}": tensor for kind, entry in tensors.items() for name, tensor in entry.items()}
+
+
+def batches_of(log_folder: Path, ranks: int) -> list[list[tuple[int, str]]]:
+    """For each step the (index, pixel hash) pairs of the global batch, rank by rank and piece by piece."""
+    texts = [(log_folder / f"rank{rank}.jsonl").read_text() for rank in range(ranks)]
+    logs = [[json.loads(line) for line in text.splitlines()] for text in texts]
+    steps: dict[int, list] = {}
+    for pieces in zip(*logs, strict=True):
+        for piece in pieces:
+            steps.setdefault(piece["step"], []).extend(zip(piece["indices"], piece["pixels"], strict=True))
+    return [steps[step] for step in sorted(steps)]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory) -> tuple[Path, str]:
+    """Two epochs in one go, without loader workers."""
+    folder = tmp_path_factory.mktemp("whole")
+    output = trained(*SMALL, "--epochs", "2", "--num_workers", "0", folder=folder)
+    return folder / "runs" / "tinynet_e-digits", output
+
+
+def test_a_run_leaves_everything(whole_run):
+    folder, output = whole_run
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best",
+        "checkpoints",
+        "curves.png",
+        "last",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "summary.json",
+    ]
+    config, _ = parse_config(["--recipe", str(folder / "recipe.yaml")])
+    assert (config.model, config.epochs, config.image_size) == ("tinynet_e", 2, 32)
+    assert Image.open(folder / "curves.png").size >= (800, 500)
+
+    records = read_metrics(folder / "metrics.jsonl")
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    steps = [record for record in records if record["kind"] == "step"]
+    assert [record["epoch"] for record in epochs] == [1, 2]
+    assert all(math.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in steps)
+    assert {"data", "forward_backward", "optimizer", "evaluation"} <= set(epochs[0]["time_shares"])
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["best"]["n"] == summary["num_validation"] == epochs[1]["raw"]["n"] == epochs[1]["ema"]["n"]
+    assert summary["steps"] == steps[-1]["step"] == 2 * math.ceil(summary["num_train"] / 32)
+    for name in ("best", "last"):
+        model = TinyNetForImageClassification.from_pretrained(folder / name)
+        assert model.config.id2label == {index: str(index) for index in range(10)}
+        assert TinyNetImageProcessor.from_pretrained(folder / name).crop_size["height"] == 32
+    assert not [path for path in folder.rglob("*") if path.suffix in (".pkl", ".pt", ".pth", ".bin")]
+
+    assert "top-1 raw" in output and "images/s" in output and "time:" in output
+    assert 'pipeline("image-classification"' in output
+
+
+def test_best_is_what_the_log_says_it_is(whole_run):
+    folder, _ = whole_run
+    best = json.loads((folder / "summary.json").read_text())["best"]
+    epochs = [record for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "epoch"]
+    assert best["top_1_correct"] == max(e[weights]["top_1_correct"] for e in epochs for weights in ("raw", "ema"))
+    assert epochs[best["epoch"] - 1][best["weights"]]["top_1_correct"] == best["top_1_correct"]
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_any_number_of_workers_gives_the_same_weights(whole_run, workers, tmp_path):
+    trained(*SMALL, "--epochs", "2", "--num_workers", workers, folder=tmp_path)
+    tensors, reference = final_tensors(tmp_path / "runs" / "tinynet_e-digits"), final_tensors(whole_run[0])
+    assert tensors.keys() == reference.keys()
+    assert all(torch.equal(tensors[name], reference[name]) for name in reference)
+
+
+def test_a_killed_run_continues_to_the_same_weights(whole_run, tmp_path):
+    process = start([*SMALL, "--epochs", "2", "--num_workers", "0"], folder=tmp_path)
+    folder = tmp_path / "runs" / "tinynet_e-digits"
+    deadline = time.monotonic() + 200
+    while not list((folder / "checkpoints").glob("step-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    output = trained(*SMALL, "--epochs", "2", "--num_workers", "0", folder=tmp_path)
+    assert "going on from step-0000" in output
+    tensors, reference = final_tensors(folder), final_tensors(whole_run[0])
+    assert all(torch.equal(tensors[name], reference[name]) for name in reference)
+    whole, resumed = (
+        [(r["kind"], r["step"], r.get("loss"), r.get("raw")) for r in read_metrics(f / "metrics.jsonl")]
+        for f in (whole_run[0], folder)
+    )
+    assert whole == resumed
+
+
+def test_finished_run_is_left_alone(whole_run):
+    folder, _ = whole_run
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    result = train(*SMALL, "--epochs", "2", "--num_workers", "0", folder=folder.parents[1])
+    assert result.returncode != 0
+    assert result.stderr.strip().startswith("error: the run in runs/tinynet_e-digits is finished after 4")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_another_recipe_does_not_continue_a_run(whole_run):
+    result = train(*SMALL, "--epochs", "3", "--weight_decay", "0.5", folder=whole_run[0].parents[1])
+    assert result.returncode != 0
+    assert "holds another run (epochs 2 -> 3, weight_decay 0.01 -> 0.5)" in result.stderr
+
+
+# A batch cut in another way: two ranks, and accumulation. BatchNorm is frozen, since it knows its micro-batch.
+
+FROZEN = (
+    *SMALL,
+    *("--epochs", "1", "--num_workers", "0", "--optimizer", "rmsprop", "--optimizer_eps", "1e-3", "--lr", "1e-3"),
+    *("--dropout_rate", "0", "--color_jitter", "0.4", "--horizontal_flip", "0.5", "--ema_decay", "0.9"),
+)
+
+
+@pytest.fixture(scope="module")
+def frozen_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("frozen")
+    trained(folder, *FROZEN, "--per_device_batch_size", "32", script=ROOT / "tests/frozen_train.py", folder=folder)
+    return folder
+
+
+@pytest.mark.parametrize(("processes", "per_device"), [(2, 16), (1, 8)], ids=["two ranks x 16", "four times 8"])
+def test_a_global_batch_cut_otherwise_trains_the_same(frozen_run, processes, per_device, tmp_path):
+    trained(
+        tmp_path,
+        *FROZEN,
+        *("--per_device_batch_size", per_device),
+        script=ROOT / "tests/frozen_train.py",
+        processes=processes,
+        folder=tmp_path,
+    )
+    batches, reference = batches_of(tmp_path, processes), batches_of(frozen_run, 1)
+    assert batches == reference
+    assert len(batches) >= 20
+    tensors = final_tensors(tmp_path / "runs" / "tinynet_e-digits")
+    for name, tensor in final_tensors(frozen_run / "runs" / "tinynet_e-digits").items():
+        torch.testing.assert_close(
+            tensors[name], tensor, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_bf16_autocast_trains(tmp_path):
+    trained(*SMALL, "--epochs", "2", "--precision", "bf16", "--log_every_steps", "1", folder=tmp_path)
+    losses = [r["loss"] for r in read_metrics(tmp_path / "runs/tinynet_e-digits/metrics.jsonl") if r["kind"] == "step"]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    weights = safetensors.torch.load_file(tmp_path / "runs/tinynet_e-digits/last/model.safetensors")
+    assert weights["conv_stem.weight"].dtype == torch.float32
+
+
+# Mistakes: one sentence, an exit code that is not 0, nothing overwritten.
+
+
+def write_picture(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 40), (value, value, value)).save(path)
+
+
+def picture_folder(root: Path, **classes: int) -> Path:
+    for name, count in classes.items():
+        (root / "train" / name).mkdir(parents=True)
+        for index in range(count):
+            write_picture(root / "train" / name / f"{index}.png", 20 * index)
+            write_picture(root / "val" / name / f"{index}.png", 20 * index)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "broken.yaml"], "broken.yaml:2: unknown key 'learning_rate'; did you mean lr?"),
+        (["--wieght_decay", "0"], "unknown flag --wieght_decay; did you mean --weight_decay?"),
+        (["--ema_decay", "1.5"], "ema_decay must be at least 0 and below 1, got 1.5"),
+        ([*RECIPE, "--per_device_batch_size", "48"], "global_batch_size must be a multiple of per_device_batch_size"),
+        ([*RECIPE, "--dataset", "no/such/folder"], "no/such/folder"),
+        ([*RECIPE, "--dataset", "empty_class", "--image_size", "32"], "cats"),
+        ([*RECIPE, "--model", "no/such/model"], "no/such/model"),
+        ([*RECIPE, "--image_size", "16"], "image_size must be at least 32 pixels, the network's stride, got 16"),
+        ([*RECIPE, "--precision", "fp16"], "fp16"),
+        ([*SMALL, "--dataset", "bad_file", "--num_workers", "1", "--global_batch_size", "4",
+          "--per_device_batch_size", "4"], "bad.png"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_mistakes_end_in_one_sentence(arguments, message, tmp_path):
+    (tmp_path / "broken.yaml").write_text("model: tinynet_e\nlearning_rate: 1\n")
+    picture_folder(tmp_path / "empty_class", dogs=3, cats=0)
+    picture_folder(tmp_path / "bad_file", dogs=3, cats=3)
+    (tmp_path / "bad_file/train/cats/bad.png").write_bytes(b"this is no picture")
+    result = train(*arguments, folder=tmp_path)
+    assert result.returncode not in (0, None)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_no_write_permission_is_a_sentence(tmp_path):
+    """A file where the folder should be stands for a lack of permission, which root would not notice."""
+    (tmp_path / "runs").write_text("in the way")
+    result = train(*SMALL, folder=tmp_path)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr and "runs" in result.stderr
+    assert (tmp_path / "runs").read_text() == "in the way"

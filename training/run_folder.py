@@ -1,0 +1,119 @@
+"""What a run leaves on the disk, and where it goes on.
+
+runs/<name>/recipe.yaml      the resolved recipe
+            metrics.jsonl    step and epoch records      curves.png  the same as a picture
+            summary.json     the result
+            best/  last/     models for from_pretrained: weights, configuration, image processor
+            checkpoints/     what a resume needs
+"""
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from modeling_tinynet import TinyNetForImageClassification, TinyNetImageProcessor
+from training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
+
+
+class RunError(ValueError):
+    """A run cannot start in its folder. The message is one sentence and says what to do."""
+
+
+@contextmanager
+def mistakes_as_run_errors() -> Iterator[None]:
+    """For the calls that check what the user asked for: their ValueError or OSError is no defect of the program."""
+    try:
+        yield
+    except (ValueError, OSError) as mistake:
+        raise RunError(str(mistake)) from mistake
+
+
+def default_run_name(model: str, dataset: str) -> str:
+    """A folder's name from model and data set: `tinynet_c-imagenet-1k`."""
+    parts = [re.sub(r"[^\w.-]+", "-", part.rstrip("/").rsplit("/", 1)[-1]).strip(".-") for part in (model, dataset)]
+    return "-".join(part for part in parts if part) or "run"
+
+
+def open_run(folder: Path, resume: str) -> Path | None:
+    """Makes the run's folder and finds the checkpoint to go on from; None at the start of a run. For rank 0 only.
+
+    Args:
+        folder: of this run.
+        resume: auto (go on if there is a checkpoint), must (go on), never (start anew), or a checkpoint's path.
+
+    Raises:
+        RunError: there is a run in the way, or none where there must be one.
+        CheckpointError: every checkpoint is damaged.
+        OSError: the folder cannot be made.
+    """
+    if resume not in ("auto", "must", "never"):
+        if not Path(resume).is_dir():
+            raise RunError(f"there is no checkpoint {resume}; --resume takes auto, must, never or a folder")
+        if (folder / "checkpoints").exists():
+            raise RunError(f"{folder} already holds a run; choose another --run_name to branch off from {resume}")
+        checkpoint = Path(resume)
+    else:
+        checkpoint = latest_checkpoint(folder / "checkpoints") if folder.exists() else None
+        if checkpoint is None and resume == "must":
+            raise RunError(f"there is no checkpoint in {folder} to go on from; --resume auto starts a new run")
+        if checkpoint is not None and resume == "never":
+            raise RunError(f"{folder} already holds a run; choose another --run_name, or --resume auto to go on")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(f"{folder} cannot be written to; choose another --output_dir")
+    return checkpoint
+
+
+def read_checkpoint(
+    path: Path, settings: Mapping[str, Any], total_steps: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors and the state of a checkpoint that the present recipe can continue.
+
+    Args:
+        settings: what decides about the result: recipe and data set. It must be what the checkpoint was made with.
+        total_steps: of the whole run.
+
+    Raises:
+        RunError: the run is finished, or was another one.
+        CheckpointError: damaged since it was chosen.
+    """
+    tensors, state = load_checkpoint(path)
+    if "settings" not in state:
+        raise CheckpointError(f"{path} is not a checkpoint of a training run")
+    changed = [
+        f"{name} {state['settings'].get(name)!r} -> {value!r}"
+        for name, value in settings.items()
+        if state["settings"].get(name) != value
+    ]
+    if changed:
+        raise RunError(f"{path.parents[1]} holds another run ({', '.join(changed)}); choose another --run_name")
+    if state["step"] >= total_steps:
+        raise RunError(
+            f"the run in {path.parents[1]} is finished after {state['step']} steps; "
+            "its models are in best/ and last/; choose another --run_name to train anew"
+        )
+    return tensors, state
+
+
+def save_model_folder(folder: Path, model: TinyNetForImageClassification, processor: TinyNetImageProcessor) -> None:
+    """Writes a complete `from_pretrained` folder, replacing the one before it whole: a kill leaves one or the other.
+
+    Raises:
+        OSError: it could not be written; the previous folder is intact.
+    """
+    temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex}")
+    replaced = folder.with_name(f"{temporary.name}-replaced")
+    try:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        if folder.exists():
+            os.replace(folder, replaced)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)

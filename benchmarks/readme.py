@@ -1,0 +1,116 @@
+"""
+Writes the README's tables from the files of results, so that no number in it is typed by hand.
+
+    python -m benchmarks.readme            # rewrite README.md
+    python -m benchmarks.readme --check    # exit with 1 where it is not up to date
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- (table|include): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = rendered(old)
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if new == old else "README.md is not up to date: run python -m benchmarks.readme")
+    readme.write_text(new, encoding="utf-8")
+
+
+def rendered(text: str) -> str:
+    """`text` with every block between `<!-- table: NAME -->` or `<!-- include: FILE -->` and its end written anew."""
+
+    def block(match: re.Match[str]) -> str:
+        start, kind, name, end = match.groups()
+        body = TABLES[name]() if kind == "table" else included(ROOT / name)
+        return f"{start}\n{body}\n\n{end}"
+
+    return BLOCK.sub(block, text)
+
+
+def included(path: Path) -> str:
+    """A Markdown file without its title, its headings two levels lower."""
+    body = path.read_text(encoding="utf-8").partition("\n")[2].strip()
+    return re.sub(r"^#", "###", body, flags=re.MULTILINE)
+
+
+def variants_table() -> str:
+    published = results("published")
+    rows = []
+    for name in TINYNET_VARIANTS:
+        config, figures = TinyNetConfig.from_variant(name), published[name]
+        rows.append(
+            (
+                f"`{name}`",
+                f"{config.image_size} px",
+                f"{config.parameter_count:,}",
+                f"{config.macs / 1e6:.1f} M",
+                f"{figures['published_top_1']} %",
+                f"{figures['timm_top_1']} % / {figures['timm_top_5']} %",
+            )
+        )
+    return table(("", "image", "parameters", "MACs", "top-1, published", "top-1 / top-5, timm's weights"), rows)
+
+
+def quickstart_table() -> str:
+    summary = results("quickstart")
+    best = summary["best"]
+    lines = [
+        f"top-1 **{best['top_1_correct']}/{best['n']} = {100 * best['top_1']:.3f} %** on the held-out fifth after "
+        f"{summary['elapsed_s']:.0f} seconds of training ({summary['epochs']} epochs at "
+        f"{summary['images_per_s']:.0f} images/s).",
+        "",
+        origin(summary["environment"]),
+    ]
+    return "\n".join(lines)
+
+
+def model_table() -> str:
+    report = results("model")
+    rows = [
+        (
+            f"`{row['variant']}`",
+            row["what"],
+            f"{row['timm_ms']:.1f} ms",
+            f"{row['ours_ms']:.1f} ms",
+            f"**{row['ratio']:.2f}**",
+            f"{row['peak_memory_ratio']:.3f}" if "peak_memory_ratio" in row else "",
+        )
+        for row in report["results"]
+    ]
+    head = ("", f"batch {report['batch_size']}", "timm", "here", "timm / here", "peak memory, here / timm")
+    note = f"Channels-last, medians of {report['rounds']} interleaved rounds on {report['threads']} threads."
+    return f"{table(head, rows)}\n\n{note} {origin(report['environment'])}"
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def origin(environment: dict[str, Any]) -> str:
+    """Where a number comes from, as a line of small print."""
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "transformers"))
+    machine = environment["gpu"] or f"{environment['processor']}, {environment['cpu_cores']} cores"
+    return f"<sub>{machine}; {versions}; commit {environment['commit']}, {environment['date']}</sub>"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+TABLES = {"variants": variants_table, "quickstart": quickstart_table, "model": model_table}
+
+
+if __name__ == "__main__":
+    main()

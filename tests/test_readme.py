@@ -1,0 +1,91 @@
+"""The README's examples run as they are written, and its tables are what the files of results say."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+from skimage import data
+
+from benchmarks.readme import rendered
+from tests.photos import write_photo_folder
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BASH_BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def hub_cache(tmp_path_factory) -> Path:
+    """A Hub cache that holds timm's repositories, as a download leaves them, with weights drawn at random."""
+    home = tmp_path_factory.mktemp("hf")
+    for variant in ("tinynet_a", "tinynet_c", "tinynet_e"):
+        repository = home / "hub" / f"models--timm--{variant}.in1k"
+        snapshot = repository / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+        torch.manual_seed(0)
+        timm.models.save_for_hf(timm.create_model(variant), snapshot, safe_serialization=True)
+        assert len(safetensors.torch.load_file(snapshot / "model.safetensors")) > 100
+        assert json.loads((snapshot / "config.json").read_text())["architecture"] == variant
+    return home
+
+
+@pytest.fixture
+def reader_folder(tmp_path) -> Path:
+    """Where a reader of the README works: the repository's files, a photo, a folder of pictures."""
+    for name in ("train.py", "configuration", "training", "modeling_tinynet"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    write_photo_folder(tmp_path / "pictures", crops_per_class=4, val_crops_per_class=1)
+    Image.fromarray(data.astronaut()).save(tmp_path / "photo.jpg")
+    return tmp_path
+
+
+def run(command: list[str], folder: Path, hub_cache: Path) -> str:
+    environment = os.environ | {
+        "HF_HOME": str(hub_cache),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_examples_are_there():
+    assert len(PYTHON_BLOCKS) == 4
+    assert len(BASH_BLOCKS) == 1
+
+
+@pytest.mark.parametrize(
+    ("block", "shown"),
+    [
+        (0, "'label': "),
+        (1, "torch.Size([1, 1280])"),
+        (2, "[24, 64, 176] [(1, 24, 32, 32), (1, 64, 16, 16), (1, 176, 8, 8)]"),
+        (3, ""),
+    ],
+    ids=["classify", "features", "backbone", "new head"],
+)
+def test_python_example(block, shown, reader_folder, hub_cache):
+    output = run([sys.executable, "-c", PYTHON_BLOCKS[block]], reader_folder, hub_cache)
+    assert shown in output
+
+
+def test_fine_tuning_example(reader_folder, hub_cache):
+    output = run(["bash", "-c", BASH_BLOCKS[0]], reader_folder, hub_cache)
+    assert 'pipeline("image-classification"' in output
+    assert (reader_folder / "runs" / "tinynet_e.in1k-pictures" / "best" / "model.safetensors").exists()
+
+
+def test_tables_are_generated():
+    assert rendered(README) == README

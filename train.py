@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
@@ -74,6 +75,7 @@ def main(argv: list[str]) -> None:
         )
     device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     is_main = accelerator.is_main_process
+    transformers.utils.logging.disable_progress_bar()  # one bar is enough
     torch.backends.cudnn.benchmark = True
 
     if command_line.explain:
@@ -438,8 +440,6 @@ def print_result(
     run_folder: Path, best: dict[str, Any], elapsed_s: float, shares: dict[str, float], splits: Splits
 ) -> None:
     """The result, and the proof that it is usable: one held-out picture through transformers' own pipeline."""
-    from transformers import pipeline
-
     print(
         f"\nbest: top-1 {best['top_1_correct']}/{best['n']} = {100 * best['top_1']:.3f} % ({best['weights']} weights, "
         f"epoch {best['epoch']}); {elapsed_s:.0f} s"
@@ -450,7 +450,7 @@ def print_result(
         print(hint)
     sample = next(iter(splits.validation))
     picture = PIL.Image.fromarray(decode_rgb(sample[splits.image_column]).permute(1, 2, 0).numpy())
-    answer = pipeline("image-classification", model=str(run_folder / "best"))(picture)[0]
+    answer = transformers.pipeline("image-classification", model=str(run_folder / "best"))(picture)[0]
     print(
         f'pipeline("image-classification", model="{run_folder}/best"): a held-out picture of '
         f"{splits.class_names[sample[splits.label_column]]!r} is {answer['label']!r} with score {answer['score']:.3f}"

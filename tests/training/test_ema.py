@@ -71,8 +71,7 @@ def test_average_starts_from_the_initial_weights_and_is_a_copy():
     initial = copy.deepcopy(model.state_dict())
     average = ExponentialMovingAverage(model, 0.9999)
     change(model, 0)
-    for key, tensor in average.model.state_dict().items():
-        assert torch.equal(tensor, initial[key]), key
+    torch.testing.assert_close(average.model.state_dict(), initial, rtol=0, atol=0)
 
 
 def test_average_is_for_evaluation_and_the_model_stays_in_training():
@@ -103,8 +102,7 @@ def test_loaded_average_goes_on_bit_by_bit():
     change(model, 1)
     average.update(model)
     resumed.update(model)
-    for key, tensor in resumed.model.state_dict().items():
-        assert torch.equal(tensor, average.model.state_dict()[key]), key
+    torch.testing.assert_close(resumed.model.state_dict(), average.model.state_dict(), rtol=0, atol=0)
 
 
 def test_shared_weights_are_averaged_once():

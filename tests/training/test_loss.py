@@ -80,5 +80,5 @@ def test_smoothing_out_of_range_is_an_error(smoothing):
 
 
 def test_a_single_class_is_an_error():
-    with pytest.raises(ValueError, match="^num_classes must be at least 2, got 1$"):
+    with pytest.raises(ValueError, match=r"^num_classes must be at least 2, got 1$"):
         smoothed_targets(torch.tensor([0]), 1, 0.1)

@@ -190,6 +190,7 @@ class TinyNetPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _input_embed_layer = "conv_stem"  # whose output must ask for gradients, for adapters behind checkpointed blocks
     _no_split_modules = ["TinyNetDepthwiseSeparableBlock", "TinyNetInvertedResidualBlock"]
     _can_record_outputs = {"hidden_states": TinyNetStage}
 
@@ -298,9 +299,6 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
         self.activation = TinyNetActivation(config)
         self.blocks = nn.ModuleList(TinyNetStage(config, index) for index in range(len(config.depths)))
         self.post_init()
-
-    def get_input_embeddings(self) -> None:
-        return None
 
     @can_return_tuple
     @filter_output_hidden_states

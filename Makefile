@@ -9,17 +9,21 @@ THREADS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test quality format clean
+.PHONY: help train test upstream quality format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 train: $(INSTALLED) ## train TinyNet-E on handwritten digits, a few minutes on two CPU cores
-	$(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml \
-		--num_cpu_threads_per_process $(THREADS) train.py --recipe configuration/quickstart.yaml
+	$(BIN)/accelerate launch --quiet --config_file configuration/accelerate/cpu.yaml \
+		--num_cpu_threads_per_process $(THREADS) train.py --recipe configuration/quickstart.yaml \
+		--run_name quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: $(INSTALLED) ## run all tests that need no GPU, without network
 	$(BIN)/python -m pytest -q -m "not gpu"
+
+upstream: $(INSTALLED) ## run transformers' own tests of a vision model on TinyNet (downloads their sources)
+	$(BIN)/python tests/upstream/run.py
 
 quality: $(INSTALLED) .venv/mlinter-rules.toml ## lint, formatting, model structure, types
 	$(BIN)/ruff check .

@@ -74,6 +74,8 @@ def main(argv: list[str]) -> None:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
     device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
+    if accelerator.mixed_precision == "fp16" and device.type == "cpu":
+        raise RunError("precision fp16 needs a GPU; on a CPU use bf16 or no")
     is_main = accelerator.is_main_process
     transformers.utils.logging.disable_progress_bar()  # one bar is enough
     torch.backends.cudnn.benchmark = True
@@ -298,8 +300,8 @@ def main(argv: list[str]) -> None:
                     num_samples=num_validation,
                     num_classes=num_classes,
                 )
-        weights = max(results, key=lambda name: results[name].top_1_correct, default=None)
-        is_best = bool(results) and (best is None or results[weights].top_1_correct > best["top_1_correct"])
+        weights = max(results, key=lambda name: (results[name].top_1_correct, -results[name].loss), default=None)
+        is_best = bool(results) and (best is None or is_better(results[weights].to_dict(), best))
         if is_best:
             best = {"weights": weights, "epoch": epochs_done, **results[weights].to_dict()}
             if is_main:
@@ -375,6 +377,11 @@ def main(argv: list[str]) -> None:
         )
         print_result(run_folder, best, elapsed_s, shares, splits)
     accelerator.end_training()
+
+
+def is_better(result: dict[str, Any], best: dict[str, Any]) -> bool:
+    """More right answers; among equals the smaller loss, which a small validation set needs to tell them apart."""
+    return (result["top_1_correct"], -result["loss"]) > (best["top_1_correct"], -best["loss"])
 
 
 def resume_settings(config: TrainConfig, splits: Splits, plan: TrainingPlan) -> dict[str, Any]:
@@ -457,11 +464,17 @@ def print_result(
     )
 
 
-if __name__ == "__main__":
+def run(argv: list[str]) -> int:
+    """`main`, with a user's mistakes as one sentence from one process. Returns the exit code."""
     try:
-        main(sys.argv[1:])
+        main(argv)
     except (DataError, ImageDecodeError, RunError, CheckpointError) as mistake:
-        # One sentence, from one process. A loader worker's error arrives with its traceback before the sentence.
         if int(os.environ.get("RANK", 0)) == 0:
+            # A loader worker's error arrives with its traceback before the sentence.
             print(f"error: {str(mistake).strip().splitlines()[-1]}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -159,7 +159,7 @@ def test_finished_run_is_left_alone(whole_run):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     result = train(*SMALL, "--epochs", "2", "--num_workers", "0", folder=folder.parents[1])
     assert result.returncode != 0
-    assert result.stderr.strip().startswith("error: the run in runs/tinynet_e-digits is finished after 4")
+    assert result.stderr.strip().startswith("error: the run in runs/tinynet_e-digits is finished after 52 steps")
     assert len(result.stderr.strip().splitlines()) == 1
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
@@ -231,39 +231,76 @@ def picture_folder(root: Path, **classes: int) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--recipe", "broken.yaml"], "broken.yaml:2: unknown key 'learning_rate'; did you mean lr?"),
-        (["--wieght_decay", "0"], "unknown flag --wieght_decay; did you mean --weight_decay?"),
-        (["--ema_decay", "1.5"], "ema_decay must be at least 0 and below 1, got 1.5"),
-        ([*RECIPE, "--per_device_batch_size", "48"], "global_batch_size must be a multiple of per_device_batch_size"),
-        ([*RECIPE, "--dataset", "no/such/folder"], "no/such/folder"),
-        ([*RECIPE, "--dataset", "empty_class", "--image_size", "32"], "cats"),
-        ([*RECIPE, "--model", "no/such/model"], "no/such/model"),
-        ([*RECIPE, "--image_size", "16"], "image_size must be at least 32 pixels, the network's stride, got 16"),
-        ([*RECIPE, "--precision", "fp16"], "fp16"),
-        ([*SMALL, "--dataset", "bad_file", "--num_workers", "1", "--global_batch_size", "4",
-          "--per_device_batch_size", "4"], "bad.png"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
-def test_mistakes_end_in_one_sentence(arguments, message, tmp_path):
-    (tmp_path / "broken.yaml").write_text("model: tinynet_e\nlearning_rate: 1\n")
-    picture_folder(tmp_path / "empty_class", dogs=3, cats=0)
-    picture_folder(tmp_path / "bad_file", dogs=3, cats=3)
-    (tmp_path / "bad_file/train/cats/bad.png").write_bytes(b"this is no picture")
-    result = train(*arguments, folder=tmp_path)
-    assert result.returncode not in (0, None)
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stderr.strip().splitlines()[-1].startswith("error: ")
+MISTAKES = {
+    "unknown recipe key": (
+        ["--recipe", "broken.yaml"],
+        "broken.yaml:2: unknown key 'learning_rate'; did you mean lr?",
+    ),
+    "misspelled flag": (["--wieght_decay", "0"], "unknown flag --wieght_decay; did you mean --weight_decay?"),
+    "EMA decay out of range": (["--ema_decay", "1.5"], "ema_decay must be at least 0 and below 1, got 1.5"),
+    "batch that does not divide": (
+        [*RECIPE, "--per_device_batch_size", "48"],
+        "global_batch_size must be a multiple of per_device_batch_size, got 64 and 48",
+    ),
+    "another batch without --rescale": ([*RECIPE, "--global_batch_size", "128"], "add --rescale"),
+    "missing folder": ([*RECIPE, "--dataset", "./no/such/folder"], "./no/such/folder"),
+    "empty class": ([*RECIPE, "--dataset", "empty_class"], "cats"),
+    "non-image file": (
+        [*SMALL, "--dataset", "bad_file", "--global_batch_size", "4", "--per_device_batch_size", "4"],
+        "bad.png",
+    ),
+    "missing model": ([*RECIPE, "--model", "./no/such/model"], "./no/such/model"),
+    "image too small": ([*RECIPE, "--image_size", "16"], "image_size must be at least 32 pixels"),
+    "fp16 on a CPU": ([*RECIPE, "--precision", "fp16"], "precision fp16 needs a GPU"),
+    "no checkpoint": ([*RECIPE, "--resume", "must"], "there is no checkpoint in runs/tinynet_e-digits"),
+    # A file where the folder should be stands for a lack of permission, which root would not notice.
+    "no write permission": ([*RECIPE, "--output_dir", "in_the_way"], "in_the_way"),
+}
+# Importing takes seconds, a mistake milliseconds: one process imports, and forks for each mistake.
+MAKE_MISTAKES = """
+import json, os, sys
+import train
+for name, (arguments, _) in json.load(open("mistakes.json")).items():
+    if os.fork() == 0:
+        for stream, descriptor in (("out", 1), ("err", 2)):
+            os.dup2(os.open(f"{name}.{stream}", os.O_CREAT | os.O_WRONLY), descriptor)
+        code = 1
+        try:
+            code = train.run(arguments)
+        except SystemExit as end:
+            code = end.code
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.wait()[1])
+    open(f"{name}.code", "w").write(str(code))
+"""
 
 
-def test_no_write_permission_is_a_sentence(tmp_path):
-    """A file where the folder should be stands for a lack of permission, which root would not notice."""
-    (tmp_path / "runs").write_text("in the way")
-    result = train(*SMALL, folder=tmp_path)
-    assert result.returncode != 0
-    assert "Traceback" not in result.stderr and "runs" in result.stderr
-    assert (tmp_path / "runs").read_text() == "in the way"
+@pytest.fixture(scope="module")
+def mistakes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mistakes")
+    (folder / "broken.yaml").write_text("model: tinynet_e\nlearning_rate: 1\n")
+    (folder / "in_the_way").write_text("a file")
+    picture_folder(folder / "empty_class", dogs=3, cats=0)
+    picture_folder(folder / "bad_file", dogs=3, cats=3)
+    (folder / "bad_file/train/cats/bad.png").write_bytes(b"this is no picture")
+    (folder / "mistakes.json").write_text(json.dumps(MISTAKES))
+    (folder / "make_mistakes.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{MAKE_MISTAKES}")
+    trained(script=folder / "make_mistakes.py", folder=folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_end_in_one_sentence(mistakes, name):
+    errors = (mistakes / f"{name}.err").read_text().strip()
+    assert MISTAKES[name][1] in errors
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("error: ")
+    assert (mistakes / f"{name}.code").read_text() == "2"
+
+
+def test_mistakes_overwrite_nothing(mistakes):
+    assert (mistakes / "in_the_way").read_text() == "a file"
+    assert not list(mistakes.rglob("*.safetensors"))

@@ -129,7 +129,8 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         if self.id2label is None and kwargs.setdefault("num_labels", 1000) == 1000:
             self.id2label: dict[int, str] | None = _imagenet_id2label()
-            self.label2id = {name: index for index, name in self.id2label.items()}
+        if self.id2label is not None and self.label2id is None:  # type: ignore[has-type]
+            self.label2id = {name: int(index) for index, name in self.id2label.items()}
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -180,6 +181,8 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"image_size must be at least {smallest} pixels, the network's stride, got {self.image_size}"
             )
+        if not min(self.image_std, default=0) > 0:
+            raise ValueError(f"image_std must hold positive numbers, got {self.image_std}")
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != self.num_channels:
                 raise ValueError(
@@ -314,42 +317,44 @@ def _from_timm(timm_config: dict[str, Any]) -> dict[str, Any]:
     if architecture not in TINYNET_VARIANTS:
         raise ValueError(f"architecture must be one of {', '.join(TINYNET_VARIANTS)}, got {architecture!r}")
     pretrained_cfg = timm_config.get("pretrained_cfg", timm_config)
-    model_args = {**timm_config.get("model_args", {})}
-    if model_args.pop("global_pool", "avg") != "avg" or set(model_args) - set(_TIMM_MODEL_ARGS):
+    model_args = {"global_pool": timm_config.get("global_pool"), **timm_config.get("model_args", {})}
+    if model_args.pop("global_pool") not in (None, "avg") or set(model_args) - set(_TIMM_MODEL_ARGS):
         raise ValueError(
-            f"model_args {timm_config['model_args']} change the network; only {list(_TIMM_MODEL_ARGS)} can differ"
+            f"model_args {model_args} or global_pool {timm_config.get('global_pool')!r} change the network; it must "
+            f"pool by averaging, and only {list(_TIMM_MODEL_ARGS)} can differ"
         )
+    for name, ours in (("interpolation", "bicubic"), ("crop_mode", "center")):
+        if (theirs := pretrained_cfg.get(name, ours)) != ours:
+            logger.warning(f"the checkpoint was evaluated with {name} {theirs!r}; the image processor has {ours!r}")
 
-    num_channels, image_size, _ = pretrained_cfg["input_size"]
     fields = {
         "model_type": TinyNetConfig.model_type,
         **TINYNET_VARIANTS[architecture],
-        "num_channels": num_channels,
-        "image_size": image_size,
         "num_labels": timm_config.get("num_classes", pretrained_cfg.get("num_classes", 1000)),
-        "image_mean": pretrained_cfg["mean"],
-        "image_std": pretrained_cfg["std"],
-        "crop_pct": pretrained_cfg["crop_pct"],
     }
+    if "input_size" in pretrained_cfg:
+        fields["num_channels"], fields["image_size"], _ = pretrained_cfg["input_size"]
+    for theirs, ours in (("mean", "image_mean"), ("std", "image_std"), ("crop_pct", "crop_pct")):
+        if theirs in pretrained_cfg:
+            fields[ours] = pretrained_cfg[theirs]
     fields |= {_TIMM_MODEL_ARGS[name]: value for name, value in model_args.items() if value is not None}
-    if (interpolation := pretrained_cfg.get("interpolation", "bicubic")) != "bicubic":
-        logger.warning(
-            f"the checkpoint was evaluated with {interpolation} resizing; the image processor resizes bicubic"
-        )
-
-    label_names = next(
-        (
-            source[key]
-            for source in (timm_config, pretrained_cfg)
-            for key in ("label_names", "labels")
-            if source.get(key)
-        ),
-        None,
-    )
-    if label_names is not None:
-        fields["id2label"] = dict(enumerate(label_names))
-        fields["label2id"] = {name: index for index, name in fields["id2label"].items()}
+    if (class_names := _timm_class_names(timm_config, pretrained_cfg)) is not None:
+        if len(class_names) != fields["num_labels"]:
+            raise ValueError(f"config.json names {len(class_names)} classes but has {fields['num_labels']}")
+        fields["id2label"] = dict(enumerate(class_names))
     return fields
+
+
+def _timm_class_names(*sources: dict[str, Any]) -> list[str] | None:
+    """The names that timm stored: a list, or a dictionary by index; WordNet ids are described by a second one."""
+
+    def first(*keys: str) -> Any:
+        return next((source[key] for source in sources for key in keys if source.get(key)), None)
+
+    names, descriptions = first("label_names", "labels"), first("label_descriptions") or {}
+    if isinstance(names, dict):
+        names = [names[index] for index in sorted(names, key=int)]
+    return None if names is None else [descriptions.get(name, name) for name in names]
 
 
 __all__ = ["TINYNET_VARIANTS", "TinyNetConfig"]

@@ -130,7 +130,16 @@ class TinyNetImageProcessor(TorchvisionBackend):
 
     @classmethod
     def from_config(cls, config: TinyNetConfig) -> "TinyNetImageProcessor":
-        """The evaluation transform of `config`: its `image_size`, `crop_pct`, `image_mean` and `image_std`."""
+        """
+        The evaluation transform of `config`: its `image_size`, `crop_pct`, `image_mean` and `image_std`.
+
+        Raises:
+            ValueError: the network does not take RGB images.
+        """
+        if config.num_channels != 3:
+            raise ValueError(
+                f"the image processor makes RGB images; num_channels must be 3, got {config.num_channels}"
+            )
         return cls(
             size={"shortest_edge": config.resize_size},
             crop_size={"height": config.image_size, "width": config.image_size},
@@ -189,9 +198,6 @@ class TinyNetImageProcessor(TorchvisionBackend):
             # Torch refuses arrays that are flipped, and warns of read-only ones.
             image = torch.from_numpy(image.copy(order="K"))
 
-        if image.ndim == 2:
-            image = image[None]
-            input_data_format = ChannelDimension.FIRST
         if input_data_format is None:
             input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
         if input_data_format == ChannelDimension.LAST:

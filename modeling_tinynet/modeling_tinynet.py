@@ -37,6 +37,19 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_tinynet import TinyNetConfig
 
 
+def _depthwise_conv(channels: int, kernel_size: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, kernel_size, stride, padding=kernel_size // 2, groups=channels, bias=False)
+
+
+def _batch_norm(config: TinyNetConfig, channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
+
+
+def _add(hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """The sum; like `TinyNetActivation` into its first input when no gradient is recorded."""
+    return hidden_states + residual if torch.is_grad_enabled() else hidden_states.add_(residual)
+
+
 class TinyNetDropPath(nn.Module):
     """Stochastic depth (arXiv 1603.09382): drops whole samples of a residual branch, and rescales the others."""
 
@@ -58,7 +71,8 @@ class TinyNetDropPath(nn.Module):
 class TinyNetActivation(nn.Module):
     """
     The configured activation. SiLU overwrites its input when no gradient is recorded: the input is always the fresh
-    output of a BatchNorm or convolution, and on CPU writing a second tensor costs as much as SiLU's arithmetic.
+    output of a BatchNorm or convolution, and on CPU writing a second tensor costs as much as SiLU's arithmetic. A
+    forward hook that keeps a BatchNorm's output must therefore clone it, or run with gradients enabled.
     """
 
     def __init__(self, config: TinyNetConfig):
@@ -116,7 +130,7 @@ class TinyNetDepthwiseSeparableBlock(GradientCheckpointingLayer):
         hidden_states = self.activation(self.bn1(self.conv_dw(hidden_states)))
         hidden_states = self.bn2(self.conv_pw(self.se(hidden_states)))
         if self.has_residual:
-            hidden_states = self.drop_path(hidden_states).add_(residual)
+            hidden_states = _add(self.drop_path(hidden_states), residual)
         return hidden_states
 
 
@@ -151,16 +165,8 @@ class TinyNetInvertedResidualBlock(GradientCheckpointingLayer):
         hidden_states = self.activation(self.bn2(self.conv_dw(hidden_states)))
         hidden_states = self.bn3(self.conv_pwl(self.se(hidden_states)))
         if self.has_residual:
-            hidden_states = self.drop_path(hidden_states).add_(residual)
+            hidden_states = _add(self.drop_path(hidden_states), residual)
         return hidden_states
-
-
-def _depthwise_conv(channels: int, kernel_size: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, kernel_size, stride, padding=kernel_size // 2, groups=channels, bias=False)
-
-
-def _batch_norm(config: TinyNetConfig, channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
 
 
 class TinyNetStage(nn.ModuleList):
@@ -259,7 +265,8 @@ class TinyNetForImageClassification(TinyNetPreTrainedModel):
         super().__init__(config)
         self.tinynet = TinyNetModel(config)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        # CODEPATH: timm's headless checkpoints (num_classes 0) have no classifier.
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
         self.post_init()
 
     @can_return_tuple
@@ -279,7 +286,7 @@ class TinyNetForImageClassification(TinyNetPreTrainedModel):
         Returns:
             `logits` (batch, num_labels); `loss` when there are labels; `hidden_states` of stem and stages on request.
         """
-        outputs = self.tinynet(pixel_values, **kwargs)
+        outputs = self.tinynet(pixel_values, return_dict=True, **kwargs)
         logits = self.classifier(self.dropout(outputs.pooler_output))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
@@ -289,7 +296,7 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
     """TinyNet's stem and stages as feature maps for detection and segmentation heads."""
 
     has_attentions = False
-    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^conv_head\.", r"^bn2\."]
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^(tinynet\.)?(conv_head|bn2)\."]
 
     def __init__(self, config: TinyNetConfig):
         super().__init__(config)
@@ -326,7 +333,7 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
 # Checkpoints hold timm's key names: on loading into the classifier they get its base model's prefix, and lose it again
 # on saving, so that the same file loads in timm. Here, and not in the package's __init__, for remote code's sake.
 register_checkpoint_conversion_mapping(
-    "TinyNetForImageClassification",
+    TinyNetConfig.model_type,
     [WeightRenaming(r"^(conv_stem|bn1|blocks|conv_head|bn2)\.", r"tinynet.\1.")],
     overwrite=True,
 )

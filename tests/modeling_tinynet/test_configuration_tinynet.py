@@ -75,6 +75,20 @@ def test_default_is_tinynet_a_with_imagenets_classes():
     assert all(config.label2id[config.id2label[index]] == index for index in range(1000))
 
 
+def test_class_names_are_timms():
+    """timm's descriptions list synonyms; torchvision's names, which are ours, tell two pairs of homonyms apart."""
+    info = timm.data.ImageNetInfo()
+    own_words = {134: "crane bird", 639: "maillot tank suit"}
+    for index, name in TinyNetConfig().id2label.items():
+        description = info.index_to_description(index)
+        assert own_words.get(index) == name or name in description, (index, name, description)
+
+
+def test_own_class_names_bring_their_ids():
+    config = TinyNetConfig(id2label={0: "daisy", 1: "tulip"})
+    assert config.label2id == {"daisy": 0, "tulip": 1}
+
+
 def test_variant_names_only_fields():
     fields = {field.name for field in dataclasses.fields(TinyNetConfig)}
     assert all(set(variant) <= fields for variant in TINYNET_VARIANTS.values())
@@ -110,6 +124,7 @@ def test_own_class_names_are_kept(tmp_path):
         ({"drop_path_rate": -0.1}, "drop_path_rate must be at least 0 and below 1, got -0.1"),
         ({"batch_norm_momentum": 2.0}, "batch_norm_momentum must be above 0 and at most 1, got 2.0"),
         ({"crop_pct": 0.0}, "crop_pct must be above 0 and at most 1, got 0.0"),
+        ({"image_std": [0.5, 0, 0.5]}, "image_std must hold positive numbers"),
         ({"num_channels": 1}, "image_mean must hold one number for each of the 1 channels"),
     ],
 )

@@ -1,12 +1,16 @@
 """Exact top-1 and top-5 of saved models, several at once: folders, timm-format folders and Hub ids.
 
 python eval.py runs/first/best timm/tinynet_a.in1k --dataset ILSVRC/imagenet-1k --json results.json
+
+Under `torchrun` or `accelerate launch` each process evaluates its share of the images, and the counts are added up.
 """
 
 import argparse
 import dataclasses
 import os
 import re
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +19,22 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
+from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
+from modeling_tinynet import TinyNetImageProcessor
 from training.augmentation import EvalTransform
 from training.config import default_num_workers
-from training.data import ImageDataset, StreamingImageDataset, build_eval_loader
+from training.data import build_dataset, build_eval_loader
 from training.decoding import ImageDecodeError
 from training.device_transforms import DeviceTransform
 from training.evaluation import EvaluationResult, evaluate
+from training.model import ModelError, head_rows, load_saved_model, loading_errors
 from training.records import write_summary
 from training.sources import DataError, Splits, load_splits, num_samples
 
 MAX_NAMED_CLASSES = 30  # in the confusion matrix: more names would overlap
-
-
-class ModelError(ValueError):
-    """A model cannot be evaluated. The message is one sentence and says why."""
 
 
 @dataclass(frozen=True)
@@ -72,32 +73,17 @@ def load_model(name: str, device: torch.device) -> Model:
     """Loads a folder or a Hub id, in float32 whatever its weights are stored in.
 
     Raises:
-        ModelError: there is no such model, it is no TinyNet, or its weights are damaged or incomplete.
+        ModelError: see `training.model.load_saved_model`; or the model has no head.
     """
-    path = Path(name).expanduser()
-    if path.is_dir() and not (path / "config.json").exists():
-        models = [str(folder) for folder in (path / "best", path / "last") if (folder / "config.json").exists()]
-        hint = f", but it is the folder of a run: evaluate {' or '.join(models)}" if models else ""
-        raise ModelError(f"folder {name} has no config.json{hint}")
-    if not path.exists() and (path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2):
-        raise ModelError(f"folder {name} does not exist")
-    try:
-        source = str(path) if path.exists() else name
-        model_type = TinyNetConfig.get_config_dict(source)[0].get("model_type")
-        if model_type != TinyNetConfig.model_type:
-            raise ModelError(f"its model_type is {model_type!r}, not {TinyNetConfig.model_type!r}")
-        network, loading = TinyNetForImageClassification.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
-        )
-        if missing := sorted(loading["missing_keys"]):
-            raise ModelError(f"its file lacks {len(missing)} tensors, such as {missing[0]}")
-        processor = TinyNetImageProcessor.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"model {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    saved = load_saved_model(name)
+    if saved.headless:
+        raise ModelError(f"model {name} has no classifier to evaluate: {saved.headless}")
+    with loading_errors(name):
+        processor = TinyNetImageProcessor.from_pretrained(saved.source)
     return Model(
         name=name,
-        network=network.to(device, memory_format=torch.channels_last),
-        labels=[network.config.id2label[index] for index in range(network.config.num_labels)],
+        network=saved.network.to(device, memory_format=torch.channels_last),
+        labels=saved.labels,
         transform=Transform(
             image_size=processor.crop_size["height"],
             resize_size=processor.size["shortest_edge"],
@@ -124,36 +110,18 @@ class Reordered(nn.Module):
 def with_classes_of(class_names: list[str], model: Model) -> Model:
     """The model with its labels in the order of the data set's classes, and those that the data set lacks behind them.
 
-    Labels are matched by name. Only where names say nothing their position counts: labels that are just numbered, and
-    ImageNet-1k, whose classes are called by WordNet id, by a list of synonyms, or by the first of these.
-
     Raises:
         ModelError: the data set has classes that the model does not know.
     """
-    numbered = model.labels == [f"LABEL_{index}" for index in range(len(class_names))]
-    if numbered or model.labels == class_names or (is_imagenet(model.labels) and is_imagenet(class_names)):
-        return dataclasses.replace(model, labels=class_names)
-    position = {label: index for index, label in enumerate(model.labels)}
-    if unknown := [name for name in class_names if name not in position]:
+    rows = head_rows(class_names, model.labels)
+    if unknown := [name for name, row in zip(class_names, rows, strict=True) if row is None]:
         raise ModelError(
             f"the data set's classes are not those of {model.name}: {len(unknown)} of {len(class_names)}, such as "
             f"{unknown[0]!r}, are none of the model's {len(model.labels)}, such as {model.labels[0]!r}"
         )
-    order = [position[name] for name in class_names]
-    order += sorted(set(range(len(model.labels))) - set(order))
-    labels = [model.labels[index] for index in order]
-    return dataclasses.replace(model, network=Reordered(model.network, order), labels=labels)
-
-
-def is_imagenet(names: list[str]) -> bool:
-    """Whether these are the classes of ImageNet-1k in their usual order, which is that of their WordNet ids."""
-    usual = TinyNetConfig().id2label
-    if len(names) != len(usual):
-        return False
-    if all(re.fullmatch(r"n\d{8}", name) for name in names):
-        return names == sorted(names)
-    same = sum(name.split(",")[0] == usual[index] for index, name in enumerate(names))
-    return same >= 0.99 * len(usual)  # lists differ in a few: "crane" is "crane bird" elsewhere
+    others = sorted(set(range(len(model.labels))) - set(rows))
+    labels = class_names + [model.labels[row] for row in others]
+    return dataclasses.replace(model, network=Reordered(model.network, rows + others), labels=labels)
 
 
 # Data and evaluation
@@ -187,33 +155,45 @@ def load_data(options: argparse.Namespace) -> Splits:
 def evaluate_together(
     models: Sequence[Model],
     data: Splits,
+    accelerator: Accelerator,
     *,
-    streaming: bool,
     batch_size: int,
     num_workers: int,
-    device: torch.device,
     confusion: bool,
 ) -> list[Evaluated]:
-    """One pass over the images for models with the same transform and equally many labels."""
+    """One pass over the images for models with the same transform and equally many labels.
+
+    Each process evaluates its share; all return the results of the whole.
+    """
     transform = models[0].transform
-    crop = EvalTransform(transform.image_size, transform.resize_size)
-    arguments = (data.validation, data.image_column, data.label_column, crop, len(data.class_names))
-    dataset = StreamingImageDataset(*arguments, shuffle_buffer=0) if streaming else ImageDataset(*arguments)
-    loader = build_eval_loader(dataset, batch_size=batch_size, num_workers=num_workers)
+    processes = {"rank": accelerator.process_index, "num_processes": accelerator.num_processes}
+    dataset = build_dataset(
+        data.validation,
+        EvalTransform(transform.image_size, transform.resize_size),
+        columns=(data.image_column, data.label_column),
+        num_classes=len(data.class_names),
+        seed=0,
+        **processes,
+    )
+    loader = build_eval_loader(dataset, batch_size=batch_size, num_workers=num_workers, **processes)
     normalize = DeviceTransform(transform.mean, transform.std).normalize_only
     n = num_samples(data.validation)
     title = models[0].name if len(models) == 1 else f"{len(models)} models at {transform.image_size} px"
-    with tqdm(total=n, desc=title, unit=" images", dynamic_ncols=True) as bar:
+    is_main = accelerator.is_main_process
+    started_at = time.perf_counter()
+    with tqdm(total=n, desc=title, unit=" images", dynamic_ncols=True, disable=not is_main) as bar:
         results = evaluate(
             {model.name: model.network for model in models},
             loader,
-            preprocess=lambda pixel_values: normalize(pixel_values.to(device, non_blocking=True)),
+            preprocess=lambda pixel_values: normalize(pixel_values.to(accelerator.device, non_blocking=True)),
             num_samples=n,
             num_classes=len(models[0].labels),
             confusion=confusion,
-            progress=bar.update,
+            # The other processes are about as far.
+            progress=lambda images: bar.update(min(images * accelerator.num_processes, n - bar.n)),
         )
-        images_per_s = n / bar.format_dict["elapsed"]
+        bar.update(n - bar.n)
+    images_per_s = n / (time.perf_counter() - started_at)
     return [Evaluated(model, results[model.name], images_per_s) for model in models]
 
 
@@ -247,7 +227,9 @@ def per_class_table(one: Evaluated) -> str:
     return "\n".join([f"top-1 by class, {one.model.name}", *lines])
 
 
-def summary(evaluated: Sequence[Evaluated], data: Splits, options: argparse.Namespace) -> dict[str, Any]:
+def summary(
+    evaluated: Sequence[Evaluated], data: Splits, options: argparse.Namespace, accelerator: Accelerator
+) -> dict[str, Any]:
     """What --json writes."""
     models = [
         {
@@ -261,15 +243,29 @@ def summary(evaluated: Sequence[Evaluated], data: Splits, options: argparse.Name
         }
         for one in evaluated
     ]
-    on_cuda = options.device.type == "cuda"
+    device = accelerator.device
     return {
         "dataset": options.dataset,
         "split": options.split,
         "data": data.description,
         "models": models,
-        "device": torch.cuda.get_device_name(options.device) if on_cuda else str(options.device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": accelerator.num_processes,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
+
+
+def write_results(
+    evaluated: Sequence[Evaluated], data: Splits, options: argparse.Namespace, accelerator: Accelerator
+) -> None:
+    print(results_table(evaluated))
+    if options.per_class:
+        for one in evaluated:
+            print(per_class_table(one))
+    if options.json:
+        write_summary(options.json, summary(evaluated, data, options, accelerator))
+    if options.confusion:
+        draw_confusion(evaluated, options.confusion)
 
 
 def draw_confusion(evaluated: Sequence[Evaluated], path: str) -> None:
@@ -315,22 +311,18 @@ def output_file(text: str) -> str:
     return text
 
 
-def device(text: str) -> torch.device:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if text == "auto":
-        return accelerator or torch.device("cpu")
-    try:
-        found = torch.device(text)
-    except RuntimeError:
-        raise argparse.ArgumentTypeError(f"there is no kind of device called {text}, try auto") from None
-    if found.type != "cpu" and (accelerator is None or found.type != accelerator.type):
-        raise argparse.ArgumentTypeError(f"there is no {text} on this machine, try auto")
-    return found
+def device(text: str) -> str:
+    if text not in ("auto", "cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be auto, cpu or cuda, got {text!r}")
+    if text == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("there is no cuda on this machine, try auto")
+    return text
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")  # one sentence, as from train.py
+        # One sentence from one process, as from train.py.
+        self.exit(2, f"error: {message}\n" if int(os.environ.get("RANK", 0)) == 0 else None)
 
 
 def build_parser() -> Parser:
@@ -361,8 +353,8 @@ def build_parser() -> Parser:
     data.add_argument("--streaming", action="store_true", help="read a Hub data set without storing it")
     running = parser.add_argument_group("running")
     running.add_argument("--batch_size", type=positive, default=64, metavar="N", help="images (default: %(default)s)")
-    running.add_argument("--num_workers", type=int, metavar="N", help="loader processes; unset: one for each CPU core")
-    running.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    running.add_argument("--num_workers", type=int, metavar="N", help="loader processes; unset: by CPU cores")
+    running.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda (default: %(default)s)")
     results = parser.add_argument_group("results")
     results.add_argument("--json", type=output_file, metavar="FILE", help="write the counts")
     results.add_argument("--per_class", action="store_true", help="top-1 of each class, worst first, and in --json")
@@ -374,37 +366,45 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_args(argv)
     transformers.utils.logging.disable_progress_bar()  # of loading weights
+    # Said, not left to Accelerate: it takes processes that find no accelerator for so many separate runs.
+    on_cpu = options.device == "cpu" or not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=on_cpu)
+    num_workers = options.num_workers
+    if num_workers is None:
+        num_workers = default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     try:
-        models = [load_model(name, options.device) for name in dict.fromkeys(options.models)]
-        data = load_data(options)
-        print(data.description)
+        models = [load_model(name, accelerator.device) for name in dict.fromkeys(options.models)]
+        with accelerator.main_process_first():  # the others find datasets' cache filled
+            data = load_data(options)
+        if accelerator.is_main_process:
+            print(data.description, flush=True)  # or loader workers, which are forks, print it too
         models = [with_classes_of(data.class_names, model) for model in models]
-        alike: dict[tuple[Transform, int], list[Model]] = {}
-        for model in models:
-            alike.setdefault((model.transform, len(model.labels)), []).append(model)
-        evaluated = []
+    except (ModelError, DataError) as error:
+        parser.error(str(error))
+
+    alike: dict[tuple[Transform, int], list[Model]] = {}
+    for model in models:
+        alike.setdefault((model.transform, len(model.labels)), []).append(model)
+    evaluated = []
+    try:
         for group in alike.values():
             evaluated += evaluate_together(
                 group,
                 data,
-                streaming=options.streaming,
+                accelerator,
                 batch_size=options.batch_size,
-                num_workers=default_num_workers(1) if options.num_workers is None else options.num_workers,
-                device=options.device,
+                num_workers=num_workers,
                 confusion=options.confusion is not None,
             )
-    except (ModelError, DataError, ImageDecodeError) as error:
-        # One from a loader's worker begins with the worker's traceback.
-        parser.error(re.sub(r"^[\w.]+Error: ", "", str(error).strip().splitlines()[-1]))
+    except (DataError, ImageDecodeError) as error:
+        # From whichever process has that image. One from a loader's worker begins with the worker's traceback.
+        sentence = re.sub(r"^[\w.]+Error: ", "", str(error).strip().splitlines()[-1])
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
 
-    print(results_table(evaluated))
-    if options.per_class:
-        for one in evaluated:
-            print(per_class_table(one))
-    if options.json:
-        write_summary(options.json, summary(evaluated, data, options))
-    if options.confusion:
-        draw_confusion(evaluated, options.confusion)
+    if accelerator.is_main_process:
+        write_results(evaluated, data, options, accelerator)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""train.py with BatchNorm frozen, so that a batch cut in another way gives the same gradients; logs what it trains on.
+"""train.py with BatchNorm frozen, so that a batch cut otherwise gives the same gradients; logs batches and gradients.
 
 python tests/frozen_train.py LOG_FOLDER [train.py's arguments]
 """
@@ -10,10 +10,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import safetensors.torch
 import torch
 
 import train
 from training.device_transforms import DeviceTransform
+from training.optimizer import RMSpropTF
 
 log_folder = Path(sys.argv[1])
 
@@ -29,7 +31,19 @@ def log_batch(self, images, targets, *, epoch, indices, step, rank):
     return transform(self, images, targets, epoch=epoch, indices=indices, step=step, rank=rank)
 
 
-transform = DeviceTransform.__call__
+def log_gradients(self, *arguments, **keywords):
+    step_number = len(list(log_folder.glob("gradients-*"))) + 1
+    gradients = {str(i): p.grad for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+    if train.os.environ.get("RANK", "0") == "0":
+        safetensors.torch.save_file(
+            {name: gradient.contiguous() for name, gradient in gradients.items()},
+            log_folder / f"gradients-{step_number:03d}.safetensors",
+        )
+    return step(self, *arguments, **keywords)
+
+
+transform, step = DeviceTransform.__call__, RMSpropTF.step
+RMSpropTF.step = log_gradients
 DeviceTransform.__call__ = log_batch
 torch.nn.BatchNorm2d.train = stay_frozen
-train.main(sys.argv[2:])
+sys.exit(train.run(sys.argv[2:]))

@@ -45,7 +45,9 @@ def reader_folder(tmp_path) -> Path:
     """Where a reader of the README works: the repository's files, a photo, a folder of pictures."""
     for name in ("train.py", "configuration", "training", "modeling_tinynet"):
         (tmp_path / name).symlink_to(ROOT / name)
-    write_photo_folder(tmp_path / "pictures", crops_per_class=4, val_crops_per_class=1)
+    write_photo_folder(
+        tmp_path / "pictures", crops_per_class=4, val_crops_per_class=1, classes=["coffee", "coins", "rocket"]
+    )
     Image.fromarray(data.astronaut()).save(tmp_path / "photo.jpg")
     return tmp_path
 
@@ -79,6 +81,12 @@ def test_examples_are_there():
 def test_python_example(block, shown, reader_folder, hub_cache):
     output = run([sys.executable, "-c", PYTHON_BLOCKS[block]], reader_folder, hub_cache)
     assert shown in output
+    if (reader_folder / "my-tinynet").exists():
+        classify = (
+            "import modeling_tinynet, transformers as t; "
+            "print(t.pipeline('image-classification', model='my-tinynet')('photo.jpg'))"
+        )
+        assert "LABEL_" in run([sys.executable, "-c", classify], reader_folder, hub_cache)
 
 
 def test_fine_tuning_example(reader_folder, hub_cache):

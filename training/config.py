@@ -202,12 +202,50 @@ class TrainConfig:
                 "global_batch_size must be a multiple of per_device_batch_size, "
                 f"got {self.global_batch_size} and {self.per_device_batch_size}"
             )
+        if self.streaming and not self.drop_last:
+            raise ValueError("streaming needs drop_last: a stream has no last, short batch to keep")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr must not be above lr ({self.lr}), got {self.min_lr}")
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs must be below epochs ({self.epochs}) for the cosine, got {self.warmup_epochs:g}"
             )
+
+    def network(self) -> dict[str, Any]:
+        """Overrides for `training.model.model_config`; None is the model's own value."""
+        return {name: getattr(self, name) for name in _names_of("model") if name != "model"}
+
+    def source(self) -> dict[str, Any]:
+        """Arguments for `training.sources.load_splits`."""
+        return {
+            "name": self.dataset_name,
+            "train_split": self.train_split,
+            "validation_split": self.validation_split,
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "validation_fraction": self.validation_fraction,
+            "streaming": self.streaming,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What decides about a run's result, as JSON values: a checkpoint is continued where all of it is the same.
+
+        Not among it: where the pictures lie, which the run compares by what they are; and how a global batch is cut.
+        """
+        names = [
+            *(
+                "model",
+                "seed",
+                "precision",
+                "sync_batch_norm",
+                "global_batch_size",
+                "drop_last",
+                "validation_fraction",
+            ),
+            *_names_of("model", "schedule", "optimizer", "augmentation"),
+        ]
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def to_yaml(self, version: str) -> str:
         """Every field as a recipe that `--recipe` reads back to an equal configuration; `version` is the package's."""
@@ -223,6 +261,12 @@ class TrainConfig:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+
+
+def _names_of(*groups: str) -> list[str]:
+    return [name for name, field in FIELDS.items() if field.metadata["group"] in groups]
+
+
 TYPES = get_type_hints(TrainConfig)
 UNSET = ("null", "none", "~", "")  # YAML's words for None, on the command line too
 

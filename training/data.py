@@ -11,10 +11,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from training.decoding import decode_rgb
 from training.sampling import TrainBatchSampler, TrainingPlan, evaluation_indices
-from training.sources import DataError
+from training.sources import DataError, Split
 
 # `transform(image, key)`: uint8 (3, H, W) and (seed, epoch, index) to uint8 (3, S, S), random by nothing but the key.
 Transform = Callable[[torch.Tensor, tuple[int, int, int]], torch.Tensor]
+
+
+class LabelError(DataError):
+    """A sample's label is none of the data set's classes."""
 
 
 class ImageDataset(Dataset):
@@ -59,7 +63,7 @@ class ImageDataset(Dataset):
 
         Raises:
             ImageDecodeError: a picture cannot be decoded.
-            DataError: a label is out of range; on a GPU it would end the process without a word of which.
+            LabelError: a label is out of range; on a GPU it would end the process without a word of which.
         """
         rows = self.split[[index for _, index in keys]]
         return [
@@ -82,6 +86,7 @@ class StreamingImageDataset(IterableDataset):
         image_column, label_column, transform, num_classes, seed: as for `ImageDataset`.
         rank, num_processes: this process, and how many share the stream.
         shuffle_buffer: samples to shuffle among, all of them in memory, in each loader worker; 0 for evaluation.
+        first_epoch: where a resumed run begins, so that it does not see the first epoch's crops again.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class StreamingImageDataset(IterableDataset):
         rank: int = 0,
         num_processes: int = 1,
         shuffle_buffer: int = 1000,
+        first_epoch: int = 0,
     ) -> None:
         if shuffle_buffer:
             split = split.shuffle(seed=seed, buffer_size=shuffle_buffer)
@@ -108,11 +114,12 @@ class StreamingImageDataset(IterableDataset):
         self.rank = rank
         self.num_processes = num_processes
         self.endless = shuffle_buffer > 0
+        self.first_epoch = first_epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
-        for epoch in itertools.count():
+        for epoch in itertools.count(self.first_epoch):
             self.split.set_epoch(epoch)
             # Counts in steps of all workers of all ranks, so that no two samples of an epoch share a key.
             index = self.rank * num_workers + worker_id
@@ -131,9 +138,40 @@ def _sample(
 ) -> dict[str, Any]:
     index = key[2]
     if not isinstance(label, int) or not 0 <= label < num_classes:
-        raise DataError(f"label {label!r} of sample {index} is none of the {num_classes} classes")
+        raise LabelError(f"label {label!r} of sample {index} is none of the {num_classes} classes")
     pixels = transform(decode_rgb(image, name=f"sample {index}"), key)
     return {"pixel_values": pixels, "labels": label, "index": index}
+
+
+def build_dataset(
+    split: Split,
+    transform: Transform,
+    *,
+    columns: tuple[str, str],
+    num_classes: int,
+    seed: int,
+    rank: int,
+    num_processes: int,
+    first_epoch: int | None = None,
+) -> ImageDataset | StreamingImageDataset:
+    """The data set of one rank for a stored split or a stream.
+
+    Args:
+        columns: of pictures and of labels.
+        first_epoch: of training, where a stream begins; None for evaluation.
+    """
+    if isinstance(split, datasets.Dataset):
+        return ImageDataset(split, *columns, transform, num_classes, seed=seed)
+    return StreamingImageDataset(
+        split,
+        *columns,
+        transform,
+        num_classes,
+        seed=seed,
+        rank=rank,
+        num_processes=num_processes,
+        **({"shuffle_buffer": 0} if first_epoch is None else {"first_epoch": first_epoch}),
+    )
 
 
 def build_train_loader(

@@ -12,8 +12,11 @@ from modeling_tinynet import TinyNetConfig
 from training.config import FIELDS, TrainConfig, read_recipe, short_text
 from training.curves import STYLE, write_png
 from training.ema import half_life_steps
+from training.model import model_config
+from training.run_folder import default_run_name, mistakes_as_run_errors
 from training.sampling import TrainingPlan
 from training.schedule import build_schedule
+from training.sources import IMAGENET_COUNTS, is_imagenet, load_splits, num_samples
 
 Rows = list[tuple[str, str]]
 
@@ -62,6 +65,40 @@ def explain(
         "\n".join([title, *(f"  {label:<{width}}  {value}".rstrip() for label, value in rows)])
         for title, rows in sections.items()
     )
+
+
+def explain_run(config: TrainConfig, num_processes: int) -> None:
+    """Prints what the run of `config` would be and draws its learning rate. ImageNet is not read: its size is known.
+
+    Raises:
+        DataError: the data set is missing, or cannot be trained on.
+        RunError: the run cannot be made of these values.
+    """
+    if is_imagenet(config.dataset):
+        num_train, class_names = IMAGENET_COUNTS["train"], list(TinyNetConfig().id2label.values())
+    else:
+        splits = load_splits(config.dataset, **config.source())
+        num_train, class_names = num_samples(splits.train), splits.class_names
+    with mistakes_as_run_errors():
+        plan = TrainingPlan(
+            num_train, config.global_batch_size, config.per_device_batch_size, num_processes, config.drop_last
+        )
+        text = explain(
+            config,
+            num_train=num_train,
+            num_classes=len(class_names),
+            num_processes=num_processes,
+            model_config=model_config(config.model, class_names, **config.network()),
+        )
+        picture = Path(f"{default_run_name(config.model, config.dataset)}-learning-rate.png")
+        save_lr_curve(
+            picture,
+            lr_schedule(config, plan.steps_per_epoch),
+            total_steps=config.epochs * plan.steps_per_epoch,
+            steps_per_epoch=plan.steps_per_epoch,
+            title=f"Learning rate of {config.model}",
+        )
+    print(f"{text}\n\nthe learning rate as a picture: {picture}")
 
 
 def lr_schedule(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:

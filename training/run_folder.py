@@ -16,8 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
+from transformers import pipeline
+
 from modeling_tinynet import TinyNetForImageClassification, TinyNetImageProcessor
 from training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
+from training.decoding import decode_rgb
+from training.display import advice, format_duration
+from training.sources import Splits
 
 
 class RunError(ValueError):
@@ -61,11 +67,11 @@ def open_run(folder: Path, resume: str) -> Path | None:
         checkpoint = latest_checkpoint(folder / "checkpoints") if folder.exists() else None
         if checkpoint is None and resume == "must":
             raise RunError(f"there is no checkpoint in {folder} to go on from; --resume auto starts a new run")
+        if checkpoint is None and any((folder / name).exists() for name in ("best", "last", "summary.json")):
+            raise RunError(f"{folder} holds the result of a run without its checkpoints; choose another --run_name")
         if checkpoint is not None and resume == "never":
             raise RunError(f"{folder} already holds a run; choose another --run_name, or --resume auto to go on")
     folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise RunError(f"{folder} cannot be written to; choose another --output_dir")
     return checkpoint
 
 
@@ -117,3 +123,23 @@ def save_model_folder(folder: Path, model: TinyNetForImageClassification, proces
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def print_result(run_folder: Path, summary: Mapping[str, Any], splits: Splits) -> None:
+    """The result, and the proof that it is usable: one held-out picture through transformers' own pipeline."""
+    best, shares = summary["best"], summary["time_shares"]
+    print(
+        f"\nbest: top-1 {best['top_1_correct']}/{best['n']} = {100 * best['top_1']:.3f} % ({best['weights']} weights, "
+        f"epoch {best['epoch']}); {format_duration(summary['elapsed_s'])} in all"
+    )
+    spent = [f"{part.replace('_', '/')} {share:.0f} %" for part, share in shares.items() if share >= 1]
+    print(f"time: {', '.join(spent)}")
+    if hint := advice(shares):
+        print(hint)
+    sample = next(iter(splits.validation))
+    picture = PIL.Image.fromarray(decode_rgb(sample[splits.image_column]).permute(1, 2, 0).numpy())
+    answer = pipeline("image-classification", model=str(run_folder / "best"))(picture)[0]
+    print(
+        f'pipeline("image-classification", model="{run_folder}/best"): a held-out picture of '
+        f"{splits.class_names[sample[splits.label_column]]!r} is {answer['label']!r} with score {answer['score']:.3f}"
+    )

@@ -1,0 +1,75 @@
+"""Where a run goes on, and where it refuses to."""
+
+import pytest
+
+from training.checkpoint import CheckpointError, save_checkpoint
+from training.run_folder import RunError, default_run_name, open_run, read_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run with a checkpoint at step 10."""
+    folder = tmp_path / "runs" / "one"
+    save_checkpoint(folder / "checkpoints", 10, {}, {"step": 10, "settings": {"lr": 0.1, "epochs": 2}})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "name"),
+    [
+        ("tinynet_c", "ILSVRC/imagenet-1k", "tinynet_c-imagenet-1k"),
+        ("timm/tinynet_a.in1k", "./my pictures/", "tinynet_a.in1k-my-pictures"),
+        ("tinynet_e", "..", "tinynet_e"),
+    ],
+)
+def test_run_names_are_plain_folder_names(model, dataset, name):
+    assert default_run_name(model, dataset) == name
+
+
+@pytest.mark.parametrize("resume", ["auto", "must"])
+def test_a_run_goes_on_from_its_newest_checkpoint(folder, resume):
+    assert open_run(folder, resume) == folder / "checkpoints" / "step-000010"
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_new_run_gets_its_folder(tmp_path, resume):
+    assert open_run(tmp_path / "runs" / "new", resume) is None
+    assert (tmp_path / "runs" / "new").is_dir()
+
+
+def test_nothing_is_begun_over_a_run(folder):
+    with pytest.raises(RunError, match="already holds a run; choose another --run_name"):
+        open_run(folder, "never")
+    with pytest.raises(RunError, match="already holds a run"):
+        open_run(folder, str(folder / "checkpoints" / "step-000010"))
+
+
+@pytest.mark.parametrize("name", ["best", "last", "summary.json"])
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_results_without_checkpoints_are_not_overwritten(tmp_path, name, resume):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(RunError, match="holds the result of a run without its checkpoints"):
+        open_run(tmp_path / "run", resume)
+
+
+def test_must_resume_needs_a_checkpoint(tmp_path):
+    with pytest.raises(RunError, match=r"no checkpoint in .* to go on from"):
+        open_run(tmp_path / "run", "must")
+    with pytest.raises(RunError, match="there is no checkpoint nowhere"):
+        open_run(tmp_path / "run", "nowhere")
+
+
+def test_only_the_same_unfinished_run_is_continued(folder):
+    checkpoint = open_run(folder, "auto")
+    _, state = read_checkpoint(checkpoint, {"lr": 0.1, "epochs": 2}, total_steps=20)
+    assert state["step"] == 10
+    with pytest.raises(RunError, match="is finished after 10 steps"):
+        read_checkpoint(checkpoint, {"lr": 0.1, "epochs": 2}, total_steps=10)
+    with pytest.raises(RunError, match=r"holds another run \(lr 0.1 -> 0.2\)"):
+        read_checkpoint(checkpoint, {"lr": 0.2, "epochs": 2}, total_steps=20)
+
+
+def test_a_foreign_checkpoint_is_no_run(tmp_path):
+    path = save_checkpoint(tmp_path / "run" / "checkpoints", 5, {}, {"step": 5})
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a training run"):
+        read_checkpoint(path, {}, total_steps=10)

@@ -9,7 +9,7 @@ THREADS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test upstream quality format clean
+.PHONY: help train test upstream gpu quality format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -24,6 +24,12 @@ test: $(INSTALLED) ## run all tests that need no GPU, without network
 
 upstream: $(INSTALLED) ## run transformers' own tests of a vision model on TinyNet (downloads their sources)
 	$(BIN)/python tests/upstream/run.py
+
+# On a machine that brings its own PyTorch, nothing is installed: make gpu GPU_PYTHON=python3
+# What that Python lacks may lie on PYTHONPATH. For options: make gpu GPU_FLAGS="--output FOLDER --budget_s 300"
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(INSTALLED)) ## tests and benchmark that need a GPU, ten minutes, without network
+	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_FLAGS)
 
 quality: $(INSTALLED) .venv/mlinter-rules.toml ## lint, formatting, model structure, types
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """
 The network's speed and memory beside timm's, in one interleaved run.
 
-    python benchmarks/model.py                      # A and E, batch 32, channels-last, CPU
-    python benchmarks/model.py --variants tinynet_c --rounds 30
+    python -m benchmarks.model                      # A and E, batch 32, channels-last, CPU
+    python -m benchmarks.model --variants tinynet_c --rounds 30
 
 Speed: forward in inference mode, and forward + backward in training mode, the two networks taking turns, the order
 swapped at each round; the ratio is the median over rounds of timm's time to ours, above 1 where ours is faster.
@@ -12,7 +12,6 @@ Memory: the peak of live tensor bytes in one training step, which torch's own tr
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from benchmarks.timing import interleaved, median_ratio
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
 from training.environment import environment
 
@@ -72,7 +72,7 @@ def compare(variant: str, training: bool, batch_size: int, rounds: int) -> dict[
         "what": "forward + backward" if training else "forward",
         "timm_ms": 1e3 * statistics.median(times["timm"]),
         "ours_ms": 1e3 * statistics.median(times["ours"]),
-        "ratio": statistics.median(timm / ours for timm, ours in zip(times["timm"], times["ours"], strict=True)),
+        "ratio": median_ratio(times["timm"], times["ours"]),
     }
     if training:
         peaks = {name: peak_bytes(network, calls[name]) for name, network in networks.items()}
@@ -101,18 +101,6 @@ def training_step(network: nn.Module, images: torch.Tensor, labels: torch.Tensor
         network.zero_grad(set_to_none=True)
 
     return call
-
-
-def interleaved(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call by round, after one round to warm up; the order is reversed at every other round."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_number in range(rounds + 1):
-        for name in list(calls)[:: -1 if round_number % 2 else 1]:
-            start = time.perf_counter()
-            calls[name]()
-            if round_number:
-                times[name].append(time.perf_counter() - start)
-    return times
 
 
 def peak_bytes(network: nn.Module, call: Callable[[], None]) -> int:

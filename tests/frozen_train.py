@@ -1,6 +1,8 @@
 """train.py with BatchNorm frozen, so that a batch cut otherwise gives the same gradients; logs batches and gradients.
 
-python tests/frozen_train.py LOG_FOLDER [train.py's arguments]
+In double precision, so that what is left of a difference is not rounding.
+
+    python tests/frozen_train.py LOG_FOLDER [train.py's arguments]
 """
 
 import hashlib
@@ -28,7 +30,8 @@ def log_batch(self, images, targets, *, epoch, indices, step, rank):
     pixels = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images]
     with open(log_folder / f"rank{rank}.jsonl", "a") as file:
         file.write(json.dumps({"step": step, "epoch": epoch, "indices": indices.tolist(), "pixels": pixels}) + "\n")
-    return transform(self, images, targets, epoch=epoch, indices=indices, step=step, rank=rank)
+    images, targets = transform(self, images, targets, epoch=epoch, indices=indices, step=step, rank=rank)
+    return images.double(), targets
 
 
 def log_gradients(self, *arguments, **keywords):
@@ -42,7 +45,18 @@ def log_gradients(self, *arguments, **keywords):
     return step(self, *arguments, **keywords)
 
 
+def normalized_in_double(self, images):
+    return normalize_only(self, images).double()
+
+
+def built_in_double(*arguments, **keywords):
+    network, head = build_model(*arguments, **keywords)
+    return network.double(), head
+
+
 transform, step = DeviceTransform.__call__, RMSpropTF.step
+normalize_only, build_model = DeviceTransform.normalize_only, train.build_model
+DeviceTransform.normalize_only, train.build_model = normalized_in_double, built_in_double
 RMSpropTF.step = log_gradients
 DeviceTransform.__call__ = log_batch
 torch.nn.BatchNorm2d.train = stay_frozen

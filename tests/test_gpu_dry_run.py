@@ -1,0 +1,59 @@
+"""The GPU benchmark without a GPU: every path of it, so that a GPU's minutes are not spent on finding mistakes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+
+ROOT = Path(__file__).parents[1]
+SIDES = ("ours", "timm")
+
+
+def test_dry_run_records_tests_and_speed_and_goes_on_after_a_failure(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--dry_run", "--output", tmp_path]
+    command += ["--variants", "tinynet_z", "tinynet_e", "--commit", "0123abc"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr  # there is no tinynet_z
+
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["dry_run"] is True and report["rounds"] == 1
+    assert report["environment"]["commit"] == "0123abc" and report["environment"]["versions"]["torch"]
+    assert report["tests"]["succeeded"], result.stdout
+    assert {test["outcome"] for test in report["tests"]["tests"]} == {"passed"}
+    rows = {(row["variant"], row["compile"]): row for row in report["training"]}
+    assert len(rows) == len(report["training"]) == 4
+    for compiled in (False, True):
+        assert "tinynet_z" in rows["tinynet_z", compiled]["failure"]
+        row = rows["tinynet_e", compiled]
+        assert row["image_size"] == 64 and row["ratio"] > 0
+        for side in SIDES:
+            assert row[side]["images_per_s"] == pytest.approx(1e3 * row["batch_size"] / row[side]["step_ms"])
+            assert set(row[side]["parts_ms"]) == set(gpu.PARTS) and 0 < row[side]["other_share"] < 1
+            # The clock is read between the parts, so that they make up the step.
+            assert sum(row[side]["parts_ms"].values()) == pytest.approx(row[side]["step_ms"], rel=0.5)
+
+
+def test_without_timm_this_package_is_measured_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # an import of it now fails as where it is not installed
+    row = gpu.measure("cpu", "tinynet_e", 2, compiled=False, scale=gpu.DRY)
+    assert row["ours"]["images_per_s"] > 0
+    assert row["timm"] is None and row["ratio"] is None
+
+
+def test_tests_that_outlast_their_time_are_stopped_and_recorded():
+    result = gpu.run_tests("cpu", dry_run=True, limit_s=0.1)
+    assert not result["succeeded"] and result["elapsed_s"] < 30
+    assert result["failure"].startswith("stopped after 0 s")
+
+
+@pytest.mark.parametrize("arguments", [["--device", "cpu"], []], ids=["a CPU that is not a dry run", "no GPU"])
+def test_numbers_of_a_cpu_are_not_taken_for_a_gpus(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main()
+    assert stopped.value.code == 2 and "--dry_run" in capsys.readouterr().err

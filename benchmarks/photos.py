@@ -44,7 +44,7 @@ TRANSFER = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20, help="of the first training")
+    parser.add_argument("--epochs", type=int, default=15, help="of the first training")
     parser.add_argument("--transfer_epochs", type=int, default=8, help="of each of the others")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_photo_folder(
-            folder / "first", classes=names[:FIRST_CLASSES], crops_per_class=120, val_crops_per_class=50
+            folder / "first", classes=names[:FIRST_CLASSES], crops_per_class=200, val_crops_per_class=50
         )
         write_photo_folder(folder / "new", classes=names[FIRST_CLASSES:], crops_per_class=20, val_crops_per_class=50)
 

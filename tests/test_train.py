@@ -27,7 +27,7 @@ RECIPE = ("--recipe", str(ROOT / "configuration" / "quickstart.yaml"))
 SMALL = (
     *RECIPE,
     *("--image_size", "32", "--validation_fraction", "0.55", "--lr", "0.003", "--warmup_epochs", "0.5"),
-    *("--global_batch_size", "32", "--per_device_batch_size", "32"),
+    *("--global_batch_size", "32", "--per_device_batch_size", "32", "--save_every_epochs", "1"),
 )
 # Everything random that a run has.
 AUGMENTED = (
@@ -278,7 +278,7 @@ def test_bf16_autocast_trains(tmp_path):
     losses = {}
     for precision in ("no", "bf16"):
         flags = ("--epochs", "1", "--precision", precision, "--log_every_steps", "1", "--run_name", precision)
-        flags += ("--lr", "0.0005", "--num_workers", "0")
+        flags += ("--lr", "0.0005", "--num_workers", "0", "--ema_decay", "0")
         trained(*SMALL, *flags, folder=tmp_path)
         records = read_metrics(tmp_path / "runs" / precision / "metrics.jsonl")
         losses[precision] = [record["loss"] for record in records if record["kind"] == "step"]

@@ -20,22 +20,8 @@ RUN_NAME = "run"
 SMALL = (
     *("--recipe", str(ROOT / "configuration" / "quickstart.yaml"), "--num_workers", "0", "--log_every_steps", "1"),
     *("--validation_fraction", "0.55", "--global_batch_size", "32", "--per_device_batch_size", "32"),
-    *(
-        "--save_every_epochs",
-        "1",
-        "--epochs",
-        "2",
-        "--lr",
-        "0.001",
-        "--warmup_epochs",
-        "0",
-        "--crop_scale",
-        "1",
-        "1",
-        "--crop_ratio",
-        "1",
-        "1",
-    ),
+    *("--save_every_epochs", "1", "--epochs", "2", "--lr", "0.001", "--warmup_epochs", "0"),
+    *("--crop_scale", "1", "1", "--crop_ratio", "1", "1"),
 )
 
 

@@ -30,6 +30,7 @@ from training.data import build_dataset, build_eval_loader
 from training.decoding import ImageDecodeError
 from training.device_transforms import DeviceTransform
 from training.evaluation import EvaluationResult, evaluate
+from training.memory import keep_freed_memory
 from training.model import ModelError, head_rows, load_saved_model, loading_errors
 from training.records import write_summary
 from training.sources import DataError, Splits, load_splits, num_samples
@@ -369,6 +370,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Said, not left to Accelerate: it takes processes that find no accelerator for so many separate runs.
     on_cpu = options.device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(cpu=on_cpu)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     num_workers = options.num_workers
     if num_workers is None:
         num_workers = default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

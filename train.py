@@ -45,6 +45,7 @@ from training.environment import environment
 from training.evaluation import evaluate
 from training.explain import explain_run, lr_schedule
 from training.loss import smoothed_targets, soft_cross_entropy
+from training.memory import keep_freed_memory
 from training.model import build_model, model_config
 from training.optimizer import build_optimizer
 from training.records import MetricsLog, write_atomically, write_summary
@@ -87,6 +88,8 @@ def main(argv: list[str]) -> None:
         wish = "precision fp16" if config.precision == "fp16" else "sync_batch_norm"
         raise RunError(f"{wish} needs a GPU; on a CPU take precision bf16 or no, and BatchNorm by process")
     torch.backends.cudnn.benchmark = True
+    if device.type == "cpu":
+        keep_freed_memory()
     if command_line.explain:
         if is_main:
             explain_run(config, num_processes)

@@ -1,6 +1,7 @@
 """From stored pictures to uint8 batches: decoding, the per-sample transform, and the loaders."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -230,4 +231,15 @@ def _loader_options(num_workers: int) -> dict[str, Any]:
         "pin_memory": torch.cuda.is_available(),
         # Starting a loader draws a number; drawn from here, it leaves the global generator alone.
         "generator": torch.Generator(),
+        "worker_init_fn": give_way if num_workers and not torch.accelerator.is_available() else None,
     }
+
+
+def give_way(worker_id: int) -> None:
+    """Put this loader worker behind the network where both run on the same cores.
+
+    The network's threads wait for each other at every layer, so that a worker which takes a core from one of them
+    stops them all. With the lowest priority, workers run while the network waits for them.
+    """
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(19)

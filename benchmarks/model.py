@@ -24,8 +24,6 @@ from benchmarks.timing import interleaved, median_ratio
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
 from training.environment import environment
 
-RESULTS = Path(__file__).parent / "results" / "model.json"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,7 +31,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15, help="rounds of one call each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, help="JSON file for the results, such as benchmarks/results/model.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -54,7 +52,8 @@ def main() -> None:
         "rounds": arguments.rounds,
         "results": results,
     }
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def compare(variant: str, training: bool, batch_size: int, rounds: int) -> dict[str, float | str]:

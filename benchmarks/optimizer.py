@@ -32,7 +32,6 @@ from training.ema import ExponentialMovingAverage
 from training.environment import environment
 from training.optimizer import build_optimizer
 
-RESULTS = Path(__file__).parent / "results" / "optimizer.json"
 PUBLISHED = TrainConfig()
 
 
@@ -41,7 +40,9 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["tinynet_a"])
     parser.add_argument("--rounds", type=int, default=200, help="rounds of one call each")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--output", type=Path, help="JSON file for the results, such as benchmarks/results/optimizer.json"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -59,7 +60,8 @@ def main() -> None:
         "rounds": arguments.rounds,
         "results": results,
     }
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def compare(variant: str, rounds: int) -> list[dict[str, float | str]]:

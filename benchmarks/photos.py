@@ -26,7 +26,6 @@ from training.environment import environment
 from training.records import read_metrics
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "photos.json"
 
 IMAGE_SIZE = 96
 FIRST_CLASSES = 8
@@ -47,7 +46,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=22, help="of the first training")
     parser.add_argument("--transfer_epochs", type=int, default=8, help="of each of the others")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--output", type=Path, help="JSON file for the results, such as benchmarks/results/photos.json"
+    )
     options = parser.parse_args()
 
     names = sorted(PHOTOS)
@@ -78,7 +79,8 @@ def main() -> None:
         "first": first,
         "new": {"classes": names[FIRST_CLASSES:], "by_seed": rows},
     }
-    options.output.write_text(json.dumps(report, indent=2) + "\n")
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 def train(folder: Path, dataset: str, *arguments: object) -> Path:

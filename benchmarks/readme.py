@@ -93,6 +93,63 @@ def model_table() -> str:
     return f"{table(head, rows)}\n\n{note} {origin(report['environment'])}"
 
 
+def optimizer_table() -> str:
+    report = results("optimizer")
+    rows = [
+        (
+            row["what"],
+            f"{row['timm_ms']:.1f} ms",
+            f"{row['timm_foreach_ms']:.1f} ms",
+            f"{row['ours_ms']:.1f} ms",
+            f"**{row['ratio_to_timm']:.2f}**",
+        )
+        for row in report["results"]
+    ]
+    head = ("TinyNet-A", "timm", "timm, foreach", "here", "timm / here")
+    note = (
+        f"RMSProp and moving average, medians of {report['rounds']} interleaved rounds on {report['threads']} threads."
+    )
+    return f"{table(head, rows)}\n\n{note} {origin(report['environment'])}"
+
+
+def train_table() -> str:
+    reports = [results(f"train_{name}") for name in ("tinynet_e", "tinynet_c")]
+    rows = [
+        (
+            f"`{report['variant']}`",
+            *(f"{report['images_per_s'][name]:.0f}" for name in ("timm", "transformers", "ours")),
+            *(f"**{report['ratio_to'][name]:.2f}**" for name in ("timm", "transformers")),
+        )
+        for report in reports
+    ]
+    head = ("images/s", "timm's train.py", "transformers' example", "here", "here / timm", "here / transformers")
+    first = reports[0]
+    note = (
+        f"JPEG files to updated weights, batch {first['batch_size']}, {first['num_workers']} loader workers, "
+        f"{first['threads']} threads; medians of {first['rounds']} turns each."
+    )
+    return f"{table(head, rows)}\n\n{note} {origin(first['environment'])}"
+
+
+def photos_text() -> str:
+    report = results("photos")
+    first, seeds = report["first"], report["new"]["by_seed"]
+
+    def counts(kind: str) -> str:
+        return ", ".join(f"{seed[kind]['correct']}/{seed[kind]['n']}" for seed in seeds)
+
+    lines = [
+        f"On crops from {len(first['classes'])} real photographs TinyNet-E, from scratch, names "
+        f"{first['correct']}/{first['n']} = {100 * first['correct'] / first['n']:.1f} % of held-out crops after "
+        f"{first['seconds']:.0f} seconds. Fine-tuned from there on {len(report['new']['classes'])} other classes for "
+        f"{seeds[0]['fine_tuned']['steps']} steps: {counts('fine_tuned')} right with three seeds; from scratch in as "
+        f"many steps: {counts('from_scratch')}.",
+        "",
+        origin(report["environment"]),
+    ]
+    return "\n".join(lines)
+
+
 def results(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -109,7 +166,14 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-TABLES = {"variants": variants_table, "quickstart": quickstart_table, "model": model_table}
+TABLES = {
+    "variants": variants_table,
+    "quickstart": quickstart_table,
+    "model": model_table,
+    "optimizer": optimizer_table,
+    "train": train_table,
+    "photos": photos_text,
+}
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ from training.config import TrainConfig
 from training.environment import environment
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PUBLISHED = TrainConfig()
 CROP_SIZE = (440, 500)  # longer side of a picture, in pixels
 RUN = "run"  # first argument of the processes that this script starts
@@ -65,7 +64,9 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the training process")
     parser.add_argument("--variables", nargs="*", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--output", type=Path, help="default: results/train_VARIANT.json")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file for the results, such as benchmarks/results/train_tinynet_e.json"
+    )
     options = parser.parse_args()
     disable_progress_bar()
 
@@ -88,8 +89,8 @@ def main() -> None:
         "ratio_to": {name: median_ratio(seconds[name], seconds["ours"]) for name in commands if name != "ours"},
         "images_per_s_by_round": {name: [1 / value for value in values] for name, values in seconds.items()},
     }
-    output = options.output or RESULTS / f"train_{options.variant}.json"
-    output.write_text(json.dumps(report, indent=2) + "\n")
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=2) + "\n")
     for name, rate in report["images_per_s"].items():
         ratio = f", ratio {report['ratio_to'][name]:.3f}" if name in report["ratio_to"] else ""
         print(f"{options.variant} {name:>12}: {rate:6.1f} images/s{ratio}")

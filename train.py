@@ -6,7 +6,8 @@ Train a TinyNet, from scratch or from saved weights, on one process or many.
     accelerate launch --config_file configuration/accelerate/eight_gpus.yaml train.py \
         --recipe configuration/tinynet_c.yaml --dataset ILSVRC/imagenet-1k
 
---explain prints what a run would be; --help lists every flag. The same command continues an interrupted run.
+--explain prints what a run would be; --help lists every flag. The same command continues an interrupted run, and ends
+with the same weights to the bit. SIGTERM, SIGUSR1 and Ctrl-C save first; the exit code is then 75.
 
 One unit: the optimizer step. Nothing random has a state: the order of the samples is a function of (seed, epoch), the
 augmentation of a sample of (seed, epoch, index), dropout of (seed, step, rank), the learning rate of the step. What a
@@ -20,7 +21,9 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -28,26 +31,34 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 
 from modeling_tinynet import TinyNetImageProcessor, __version__
 from training.augmentation import EvalTransform, TrainTransform
-from training.batch_norm import average_batch_norm_statistics
+from training.batch_norm import average_batch_norm_statistics, batch_norm_statistics, set_batch_norm_statistics
 from training.checkpoint import CheckpointError, load_optimizer_tensors, optimizer_tensors, save_checkpoint
-from training.config import default_num_workers, parse_config
+from training.config import default_num_workers, parse_config, skip_limit
 from training.curves import save_curves
-from training.data import LabelError, build_dataset, build_eval_loader, build_train_loader
+from training.data import LabelError, LoaderError, build_dataset, build_eval_loader, build_train_loader, next_batch
 from training.decoding import ImageDecodeError
 from training.device_transforms import DeviceTransform
-from training.display import SmoothedLoss, StepTimer, TrainingDisplay
+from training.display import StepTimer, TrainingDisplay
 from training.ema import ExponentialMovingAverage
 from training.environment import environment
 from training.evaluation import evaluate
 from training.explain import explain_run, lr_schedule
+from training.fingerprint import data_fingerprint
+from training.interruption import EXIT_CODE, Interrupted, Interruption
 from training.loss import smoothed_targets, soft_cross_entropy
 from training.memory import keep_freed_memory
 from training.model import build_model, model_config
 from training.optimizer import build_optimizer
+from training.progress import Progress
 from training.records import MetricsLog, write_atomically, write_summary
 from training.run_folder import (
     RunError,
@@ -58,8 +69,12 @@ from training.run_folder import (
     read_checkpoint,
     save_model_folder,
 )
+from training.run_lock import RunFolderInUse, RunLock
 from training.sampling import TrainingPlan
+from training.save_schedule import SaveSchedule
 from training.sources import DataError, load_splits, num_samples
+
+GO_ON, SAVE, STOP = range(3)  # what a rank wishes to do after a step
 
 
 def main(argv: list[str]) -> None:
@@ -79,7 +94,10 @@ def main(argv: list[str]) -> None:
             mixed_precision=config.precision,
             log_with=config.report_to,
             project_dir=run_folder,
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s)),
+            ],
         )
     device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     is_main = accelerator.is_main_process
@@ -94,6 +112,8 @@ def main(argv: list[str]) -> None:
         if is_main:
             explain_run(config, num_processes)
         return
+
+    interruption = Interruption()
 
     # 3. Data. All ranks read at once: datasets locks its cache while one of them fills it.
     splits = load_splits(config.dataset, **config.source())
@@ -135,26 +155,33 @@ def main(argv: list[str]) -> None:
     choice = [None, None]
     if is_main:
         try:
+            run_folder.mkdir(parents=True, exist_ok=True)
+            lock = RunLock(run_folder)  # noqa: F841  held while it lives
             choice[0] = open_run(run_folder, config.resume)
-        except (RunError, CheckpointError, OSError) as error:
+        except (RunError, RunFolderInUse, CheckpointError, OSError) as error:
             choice[1] = str(error)
     checkpoint, error = broadcast_object_list(choice)
     if error:
         raise RunError(error)
-    settings = config.settings() | {"class_names": splits.class_names, "num_train": plan.num_samples}
-    smoothed_loss, best, start_step, elapsed_before_s, state = SmoothedLoss(), None, 0, 0.0, {}
+    settings = config.settings() | {"class_names": splits.class_names}
+    data = {"num_train": plan.num_samples, "num_validation": num_validation}
+    if not config.streaming:
+        for name, split in (("train", splits.train), ("validation", splits.validation)):
+            data[f"{name}_fingerprint"] = data_fingerprint(split, splits.image_column, splits.label_column)
+    progress, state = Progress(), {}
     if checkpoint is not None:
-        tensors, state = read_checkpoint(checkpoint, settings, total_steps)
+        tensors, state = read_checkpoint(checkpoint, settings, data, config.allow_data_change, total_steps)
         network.load_state_dict(tensors["model"])
         load_optimizer_tensors(optimizer, network, tensors["optimizer"])
         if ema:
             ema.model.load_state_dict(tensors["ema"])
-        smoothed_loss, start_step, elapsed_before_s = (
-            SmoothedLoss(**state["smoothed_loss"]),
-            state["step"],
-            state["elapsed_s"],
-        )
-        best = state["best"] if (run_folder / "best").exists() else None  # a branch has to find its own
+        local = tensors["local"]["batch_norm"]  # (processes, statistics)
+        local = local[rank] if len(local) == num_processes else local.mean(dim=0)
+        set_batch_norm_statistics([network, ema.model] if ema else [network], local)
+        progress = Progress.from_dict(state["progress"])
+        if not (run_folder / "best").exists():
+            progress.best = None  # a branch has to find its own
+    start_step, elapsed_before_s = progress.step, progress.elapsed_s
     if config.compile:
         network.compile()
     model, optimizer = accelerator.prepare(network, optimizer, device_placement=[True, False])
@@ -181,12 +208,19 @@ def main(argv: list[str]) -> None:
         "num_processes": num_processes,
     }
     train_loader = build_train_loader(
-        build_dataset(splits.train, train_transform, first_epoch=start_step // plan.steps_per_epoch, **reading),
+        build_dataset(
+            splits.train,
+            train_transform,
+            first_epoch=start_step // plan.steps_per_epoch,
+            replace_bad_images=config.on_bad_image != "stop",
+            **reading,
+        ),
         plan,
         rank=rank,
         total_steps=total_steps,
         start_step=start_step,
         num_workers=num_workers,
+        timeout_s=config.timeout_s,
     )
     eval_loader = build_eval_loader(
         build_dataset(splits.validation, eval_transform, **reading),
@@ -194,6 +228,7 @@ def main(argv: list[str]) -> None:
         rank=rank,
         num_processes=num_processes,
         num_workers=num_workers,
+        timeout_s=config.timeout_s,
     )
     device_transform = DeviceTransform(
         network_config.image_mean,
@@ -213,7 +248,7 @@ def main(argv: list[str]) -> None:
         if not (run_folder / "recipe.yaml").exists():
             write_atomically(run_folder / "recipe.yaml", config.to_yaml(__version__).encode())
         metrics = MetricsLog(run_folder / "metrics.jsonl")
-        metrics.truncate_after(start_step)
+        metrics.truncate_after(start_step, epoch_end_due=progress.epoch_end_due)
         if command_line.rescaling:
             display.message(command_line.rescaling)
         display.message(splits.description)
@@ -229,77 +264,136 @@ def main(argv: list[str]) -> None:
     timer = StepTimer()
     started_at = time.perf_counter()
     epoch_seconds, epoch_started_at = timer.seconds(), started_at
-    epoch_loss, epoch_samples = torch.zeros((), device=device), 0
     logged_at_step, logged_at, waited_s = start_step, started_at, 0.0
+    most_replaced, most_skipped = skip_limit(config.on_bad_image), skip_limit(config.on_nonfinite)
+    save_schedule = SaveSchedule(config.save_every, start_step)
 
-    # 9. The loop.
+    def save() -> None:
+        """Between two optimizer steps, on all ranks. Nothing is averaged, so that a save changes nothing."""
+        followed = [network, ema.model] if ema else [network]
+        local = accelerator.gather(batch_norm_statistics(followed)[None])
+        save_schedule.saved(step)
+        if not is_main:
+            return
+        tensors = {
+            "model": network.state_dict(),
+            "optimizer": optimizer_tensors(optimizer.optimizer, network),
+            "local": {"batch_norm": local},
+        } | ({"ema": ema.model.state_dict()} if ema else {})
+        progress.elapsed_s = elapsed_before_s + time.perf_counter() - started_at
+        state = {
+            "progress": progress.to_dict(),
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
+            "settings": settings,
+            "data": data,
+        }
+        metrics.sync()  # the checkpoint must not know more than the files that a resume will not write again
+        save_checkpoint(run_folder / "checkpoints", step, tensors, state, keep=config.keep)
+
+    # 9. The loop: one optimizer step a turn, and after the last of an epoch its end.
     model.train()
     batches = iter(train_loader)
-    for step in range(start_step, total_steps):
-        epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
-        micro_batches, step_samples = plan.step_shape(step_in_epoch)
-        is_logged = (step + 1) % config.log_every_steps == 0 or step + 1 == total_steps
-        lr = learning_rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, rank)).generate_state(1, np.uint64)[0] >> 1))
+    step = start_step
+    while step < total_steps or progress.epoch_end_due:
+        if not progress.epoch_end_due:
+            epoch, step_in_epoch = divmod(step, plan.steps_per_epoch)
+            micro_batches, step_samples = plan.step_shape(step_in_epoch)
+            lr = learning_rate(step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            dropout_seed = np.random.SeedSequence((config.seed, step, rank)).generate_state(1, np.uint64)[0] >> 1
+            torch.manual_seed(int(dropout_seed))
+            statistics = batch_norm_statistics([network]) if most_skipped else None
 
-        step_loss = torch.zeros((), device=device)
-        for micro_batch in range(micro_batches):
-            with timer("data"):
-                batch = next(batches)
-                images = batch["pixel_values"].to(device, non_blocking=True)
-                labels = batch["labels"].to(device, non_blocking=True)
-            is_last = micro_batch == micro_batches - 1
-            with timer("forward_backward"), nullcontext() if is_last else accelerator.no_sync(model):
-                targets = smoothed_targets(labels, num_classes, config.label_smoothing)
-                images, targets = device_transform(
-                    images, targets, epoch=epoch, indices=batch["index"], step=step, rank=rank
-                )
-                loss = soft_cross_entropy(model(images).logits, targets, reduction="sum")
-                # The mean over the global batch, whatever its pieces; DDP divides by the number of processes.
-                accelerator.backward(loss * (num_processes / step_samples))
-                step_loss += loss.detach()
-        with timer("optimizer"):
-            if config.max_grad_norm or is_logged:
-                grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
-            optimizer.step()
-            optimizer.zero_grad()
-            if ema and not accelerator.optimizer_step_was_skipped:
-                ema.update(network)
-        epoch_loss += step_loss
-        epoch_samples += step_samples
+            step_loss, step_indices, step_replaced = torch.zeros((), device=device), [], 0
+            for micro_batch in range(micro_batches):
+                with timer("data"):
+                    batch = next_batch(batches)
+                    images = batch["pixel_values"].to(device, non_blocking=True)
+                    labels = batch["labels"].to(device, non_blocking=True)
+                step_indices += batch["index"].tolist()
+                step_replaced += int(batch["replaced"].sum())
+                is_last = micro_batch == micro_batches - 1
+                with timer("forward_backward"), nullcontext() if is_last else accelerator.no_sync(model):
+                    targets = smoothed_targets(labels, num_classes, config.label_smoothing)
+                    images, targets = device_transform(
+                        images, targets, epoch=epoch, indices=batch["index"], step=step, rank=rank
+                    )
+                    loss = soft_cross_entropy(model(images).logits, targets, reduction="sum")
+                    # The mean over the global batch, whatever its pieces; DDP divides by the number of processes.
+                    accelerator.backward(loss * (num_processes / step_samples))
+                    step_loss += loss.detach()
+            progress.step = step = step + 1
 
-        if is_logged:
+            # Before a weight changes, every rank knows every rank's loss and wish.
             with timer("forward_backward"):  # where the host waits for the device
-                mean_loss = finite(accelerator.reduce(step_loss).item() / step_samples, step)
-            smoothed_loss.update(mean_loss)
-            now, waited_before_s = time.perf_counter(), waited_s
-            waited_s = timer.seconds()["data"]
-            record = {
-                "step": step + 1,
-                "epoch": (step + 1) / plan.steps_per_epoch,
-                "loss": mean_loss,
-                "loss_smoothed": smoothed_loss.value,
-                "lr": lr,
-                "grad_norm": grad_norm.item(),
-                "images_per_s": (step + 1 - logged_at_step) * plan.global_batch_size / (now - logged_at),
-                "data_wait_s": waited_s - waited_before_s,
-                "memory_mb": torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None,
-            }
-            if is_main:
-                metrics.log_step(**record)
-            if config.report_to:
-                accelerator.log({name: value for name, value in record.items() if value is not None}, step=step + 1)
-            logged_at_step, logged_at = step + 1, now
-        display.update(step + 1, loss=smoothed_loss.value, lr=lr)
-        if step_in_epoch + 1 < plan.steps_per_epoch:
-            continue
+                grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+                wish = STOP if interruption else SAVE if is_main and save_schedule.due(step) else GO_ON
+                own = torch.tensor([wish, step_replaced], dtype=torch.float32).to(device, non_blocking=True)
+                rows = accelerator.gather(torch.cat([step_loss[None], grad_norm[None], own])[None]).tolist()
+            losses, grad_norms, wishes, replaced = zip(*rows, strict=True)
+            progress.epoch_replaced += int(sum(replaced))
+            if progress.epoch_replaced > most_replaced:
+                raise RunError(
+                    f"{progress.epoch_replaced} pictures of epoch {epoch + 1} cannot be decoded, more than "
+                    f"--on_bad_image {config.on_bad_image} allows; "
+                    f"python -m training.audit --dataset {config.dataset} lists them"
+                )
+            # With a gradient scaler, gradients overflow now and then; it leaves such steps out by itself.
+            is_finite = all(map(math.isfinite, losses)) and (
+                accelerator.scaler is not None or all(map(math.isfinite, grad_norms))
+            )
+            if is_finite:
+                progress.epoch_loss += sum(losses)
+                progress.epoch_samples += step_samples
+            else:
+                progress.skipped_steps += 1
+                problem = nonfinite_problem(step, losses, grad_norms, gather_object([step_indices]))
+                if progress.skipped_steps > most_skipped:
+                    raise RunError(f"{problem}: lower the learning rate, or use bf16 instead of fp16")
+                display.message(f"{problem}: left out, the {progress.skipped_steps}. of at most {most_skipped}")
+                set_batch_norm_statistics([network], statistics)
+            with timer("optimizer"):
+                if is_finite or accelerator.scaler is not None:
+                    optimizer.step()
+                optimizer.zero_grad()
+                if ema and is_finite and not accelerator.optimizer_step_was_skipped:
+                    ema.update(network)
+
+            if is_finite and (step % config.log_every_steps == 0 or step == total_steps):
+                progress.smoothed_loss.update(sum(losses) / step_samples)
+                now, waited_before_s = time.perf_counter(), waited_s
+                waited_s = timer.seconds()["data"]
+                record = {
+                    "step": step,
+                    "epoch": step / plan.steps_per_epoch,
+                    "loss": sum(losses) / step_samples,
+                    "loss_smoothed": progress.smoothed_loss.value,
+                    "lr": lr,
+                    "grad_norm": grad_norms[0],
+                    "images_per_s": (step - logged_at_step) * plan.global_batch_size / (now - logged_at),
+                    "data_wait_s": waited_s - waited_before_s,
+                    "memory_mb": torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None,
+                }
+                if is_main:
+                    metrics.log_step(**record)
+                if config.report_to:
+                    accelerator.log({name: value for name, value in record.items() if value is not None}, step=step)
+                logged_at_step, logged_at = step, now
+            display.update(step, loss=progress.smoothed_loss.value, lr=lr)
+            progress.epoch_end_due = step % plan.steps_per_epoch == 0
+            if max(wishes) > GO_ON:
+                with timer("saving"):
+                    save()
+                if max(wishes) == STOP:
+                    raise Interrupted(interrupted_sentence(interruption, step, run_folder))
+            if not progress.epoch_end_due:
+                continue
 
         # 10. The end of an epoch: evaluate raw weights and moving average in one pass, keep the best, save.
-        epochs_done, is_finished = epoch + 1, step + 1 == total_steps
-        train_loss = finite(accelerator.reduce(epoch_loss).item() / epoch_samples, step)
+        epochs_done, is_finished = step // plan.steps_per_epoch, step == total_steps
         candidates = {"raw": network} | ({"ema": ema.model} if ema else {})
+        statistics = batch_norm_statistics(candidates.values())
         for candidate in candidates.values():
             average_batch_norm_statistics(candidate)
         results = {}
@@ -311,80 +405,79 @@ def main(argv: list[str]) -> None:
                     preprocess=lambda images: device_transform.normalize_only(images.to(device, non_blocking=True)),
                     num_samples=num_validation,
                     num_classes=num_classes,
+                    should_stop=lambda: bool(interruption),
                 )
+            if results is None:
+                set_batch_norm_statistics(candidates.values(), statistics)
+                save()
+                raise Interrupted(interrupted_sentence(interruption, step, run_folder))
             # More right answers; among equals the smaller loss, which tells them apart on a small validation set.
             weights = max(results, key=lambda name: (results[name].top_1_correct, -results[name].loss))
         result = {"weights": weights, "epoch": epochs_done, **results[weights].to_dict()} if results else None
         is_best = result is not None and (
-            best is None or (result["top_1_correct"], -result["loss"]) > (best["top_1_correct"], -best["loss"])
+            progress.best is None
+            or (result["top_1_correct"], -result["loss"]) > (progress.best["top_1_correct"], -progress.best["loss"])
         )
         if is_best:
-            best = result
+            progress.best = result
             if is_main:
                 with timer("saving"):
                     save_model_folder(run_folder / "best", candidates[weights], processor)
         elapsed_s = elapsed_before_s + time.perf_counter() - started_at
         record = {
             "epoch": epochs_done,
-            "step": step + 1,
-            "train_loss": train_loss,
-            "lr": lr,
+            "step": step,
+            "train_loss": progress.epoch_loss / progress.epoch_samples if progress.epoch_samples else math.nan,
+            "lr": learning_rate(step - 1),
             "raw": results["raw"].to_dict() if "raw" in results else None,
             "ema": results["ema"].to_dict() if "ema" in results else None,
             "images_per_s": display.images_per_s,
             "time_shares": timer.shares(since=epoch_seconds),
             "epoch_s": time.perf_counter() - epoch_started_at,
+            "replaced_images": progress.epoch_replaced,
+            "skipped_steps": progress.skipped_steps,
         }
+        if progress.epoch_replaced:
+            display.message(
+                f"epoch {epochs_done}: {progress.epoch_replaced} pictures that cannot be decoded were replaced"
+            )
         epoch_seconds, epoch_started_at = timer.seconds(), time.perf_counter()
-        epoch_loss.zero_()
-        epoch_samples = 0
+        progress.begin_epoch()
         if is_main:
             metrics.log_epoch(**record)
-            metrics.sync()
-        if is_main and (is_finished or epochs_done % config.save_every_epochs == 0):
-            # The checkpoint comes last: it must not know more than the files that a resume will not write again.
+        if is_finished or epochs_done % config.save_every_epochs == 0:
             with timer("saving"):
-                save_curves(run_folder / "metrics.jsonl", run_folder / "curves.png")
-                save_model_folder(run_folder / "last", candidates[weights] if results else network, processor)
-                if is_finished:
-                    summary = {
-                        "run": run_folder.name,
-                        "model": config.model,
-                        "dataset": config.dataset,
-                        "num_train": plan.num_samples,
-                        "num_validation": num_validation,
-                        "num_classes": num_classes,
-                        "parameters": network_config.parameter_count,
-                        "macs": network_config.macs,
-                        "image_size": network_config.image_size,
-                        "epochs": config.epochs,
-                        "steps": total_steps,
-                        "best": best,
-                        "last": {name: result.to_dict() for name, result in results.items()},
-                        "images_per_s": display.images_per_s,
-                        "elapsed_s": elapsed_s,
-                        "time_shares": timer.shares(),
-                        "processes": num_processes,
-                        "precision": config.precision,
-                        "environment": environment(),
-                    }
-                    write_summary(run_folder / "summary.json", summary)
-                tensors = {"model": network.state_dict(), "optimizer": optimizer_tensors(optimizer.optimizer, network)}
-                if ema:
-                    tensors["ema"] = ema.model.state_dict()
-                state = {
-                    "step": step + 1,
-                    "best": best,
-                    "smoothed_loss": dataclasses.asdict(smoothed_loss),
-                    "elapsed_s": elapsed_s,
-                    "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-                    "settings": settings,
-                }
-                save_checkpoint(run_folder / "checkpoints", step + 1, tensors, state, keep=config.keep)
+                if is_main:
+                    save_curves(run_folder / "metrics.jsonl", run_folder / "curves.png")
+                    save_model_folder(run_folder / "last", candidates[weights] if results else network, processor)
+                    if is_finished:
+                        summary = {
+                            "run": run_folder.name,
+                            "model": config.model,
+                            "dataset": config.dataset,
+                            "num_train": plan.num_samples,
+                            "num_validation": num_validation,
+                            "num_classes": num_classes,
+                            "parameters": network_config.parameter_count,
+                            "macs": network_config.macs,
+                            "image_size": network_config.image_size,
+                            "epochs": config.epochs,
+                            "steps": total_steps,
+                            "best": progress.best,
+                            "last": {name: result.to_dict() for name, result in results.items()},
+                            "images_per_s": display.images_per_s,
+                            "elapsed_s": elapsed_s,
+                            "time_shares": timer.shares(),
+                            "processes": num_processes,
+                            "precision": config.precision,
+                            "environment": environment(),
+                        }
+                        write_summary(run_folder / "summary.json", summary)
+                save()
         if config.report_to and results:
-            accelerator.log({f"top_1_{name}": result.top_1 for name, result in results.items()}, step=step + 1)
+            accelerator.log({f"top_1_{name}": result.top_1 for name, result in results.items()}, step=step)
         display.epoch(record, is_best=is_best)
-        logged_at_step, logged_at = step + 1, time.perf_counter()
+        logged_at_step, logged_at = step, time.perf_counter()
 
     # 11. The result.
     display.close()
@@ -393,11 +486,20 @@ def main(argv: list[str]) -> None:
     accelerator.end_training()
 
 
-def finite(loss: float, step: int) -> float:
-    """The loss as it is, or the end of the run before weights that are lost are saved."""
-    if not math.isfinite(loss):
-        raise RunError(f"the loss is {loss} at step {step + 1}: lower the learning rate, or use bf16 instead of fp16")
-    return loss
+def nonfinite_problem(
+    step: int, losses: Sequence[float], grad_norms: Sequence[float], samples: Sequence[Sequence[int]]
+) -> str:
+    """What is not finite at a step, on which rank, and on which samples: each argument has one entry a rank."""
+    bad = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+    if not bad:  # the gradient is the ranks' mean, and the same on all
+        return f"the gradient's norm is {grad_norms[0]} at step {step}"
+    indices = ", ".join(map(str, samples[bad[0]][:8])) + (", ..." if len(samples[bad[0]]) > 8 else "")
+    return f"the loss is {losses[bad[0]]} at step {step} on rank {bad[0]}, which holds samples {indices}"
+
+
+def interrupted_sentence(interruption: Interruption, step: int, run_folder: Path) -> str:
+    by = interruption.signal_name or "a signal to another process"
+    return f"stopped by {by} after step {step}; {run_folder} is saved, and the same command goes on from there"
 
 
 def run(argv: list[str]) -> int:
@@ -410,6 +512,15 @@ def run(argv: list[str]) -> int:
         sentence = re.sub(r"^[\w.]+Error: ", "", str(mistake).strip().splitlines()[-1])
         print(f"error: {sentence}", file=sys.stderr)
         return 2
+    except LoaderError as failure:
+        print(f"error: rank {rank}: {failure}", file=sys.stderr)
+        return 2
+    except Interrupted as interrupted:
+        if rank == 0:
+            print(interrupted, file=sys.stderr)
+        return EXIT_CODE
+    except KeyboardInterrupt:  # the second Ctrl-C
+        return 130
     except (DataError, RunError, CheckpointError) as mistake:  # on every rank alike
         if rank == 0:
             print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)

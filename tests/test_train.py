@@ -95,6 +95,7 @@ def whole_run(tmp_path_factory) -> tuple[Path, str]:
 def test_a_run_leaves_everything(whole_run):
     folder, output = whole_run
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "best",
         "checkpoints",
         "curves.png",
@@ -167,12 +168,12 @@ def test_a_killed_run_continues_to_the_same_weights(whole_run, tmp_path):
 
 def test_finished_run_is_left_alone(whole_run):
     folder, _ = whole_run
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*")}
     result = train(*WHOLE, folder=folder.parents[1])
     assert result.returncode != 0
     assert result.stderr.strip().startswith("error: the run in runs/tinynet_e-digits is finished after 52 steps")
     assert len(result.stderr.strip().splitlines()) == 1
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("[!.]*")} == before
 
 
 def test_another_recipe_does_not_continue_a_run(whole_run):

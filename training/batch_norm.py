@@ -1,8 +1,10 @@
-"""BatchNorm's running statistics, averaged over the processes that each saw their own share of the images."""
+"""BatchNorm's running statistics, which each process gathers from its own share of the images."""
+
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -10,20 +12,35 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def average_batch_norm_statistics(model: nn.Module) -> None:
     """Replaces every running mean and variance by its mean over the ranks, in place and with one collective.
 
-    To be called on every rank, before evaluating or saving. With one process nothing happens.
+    To be called on every rank, before evaluating. With one process nothing happens.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return
-    statistics = [
+    flat = batch_norm_statistics([model])
+    if len(flat):
+        dist.all_reduce(flat)
+        set_batch_norm_statistics([model], flat / dist.get_world_size())
+
+
+def batch_norm_statistics(models: Iterable[nn.Module]) -> Tensor:
+    """All running means and variances of the models, one after the other, as a vector: a copy."""
+    statistics = _statistics(models)
+    return torch.cat(statistics) if statistics else torch.empty(0)
+
+
+@torch.no_grad()
+def set_batch_norm_statistics(models: Iterable[nn.Module], values: Tensor) -> None:
+    """Put back what `batch_norm_statistics` returned, from any device."""
+    statistics = _statistics(models)
+    for buffer, value in zip(statistics, values.split([len(buffer) for buffer in statistics]), strict=True):
+        buffer.copy_(value)
+
+
+def _statistics(models: Iterable[nn.Module]) -> list[Tensor]:
+    return [
         buffer
+        for model in models
         for module in model.modules()
         if isinstance(module, _BatchNorm) and module.track_running_stats
         for buffer in (module.running_mean, module.running_var)
     ]
-    if not statistics:
-        return
-    flat = torch.cat(statistics)
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for buffer, mean in zip(statistics, flat.split([len(buffer) for buffer in statistics]), strict=True):
-        buffer.copy_(mean)

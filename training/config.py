@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 
 from training.ema import rescaled_decay
+from training.save_schedule import PATTERN
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ PROBABILITY = Range("between 0 and 1", lambda value: 0 <= value <= 1)
 INSIDE_0_1 = Range("above 0 and below 1", lambda value: 0 < value < 1)
 DECAY_RATE = Range("above 0 and at most 1", lambda value: 0 < value <= 1)
 MAGNITUDE = Range("between 0 and 30", lambda value: 0 <= value <= 30)
+STOP_OR_SKIP = Range("stop, or skip:N with a whole N", lambda value: re.fullmatch(r"stop|skip:[1-9]\d*", value))
+INTERVAL = Range("an interval like 500steps or 10min", PATTERN.fullmatch)
 NAMED = Range("a name, not empty", lambda value: value.strip() != "")
 AREAS = Range("two shares of the area, 0 < low <= high <= 1", lambda value: 0 < value[0] <= value[1] <= 1)
 RATIOS = Range("two ratios, 0 < low <= high", lambda value: 0 < value[0] <= value[1])
@@ -100,6 +104,9 @@ class TrainConfig:
     per_device_batch_size: int = _field(
         128, "data", "pictures a process takes at once; the rest is accumulation", AT_LEAST_1, published=True
     )
+    on_bad_image: str = _field(
+        "stop", "data", "stop, or skip:N: train on another in its place, at most N times an epoch", STOP_OR_SKIP
+    )
     drop_last: bool = _field(True, "data", "drop the last, short batch of an epoch", published=True)
     rescale: bool = _field(
         False, "data", "another --global_batch_size than the recipe's rescales learning rate and EMA decay with it"
@@ -129,6 +136,9 @@ class TrainConfig:
     )
     max_grad_norm: float | None = _field(
         None, "optimizer", "clip the gradient's norm to this; unset: no clipping", POSITIVE
+    )
+    on_nonfinite: str = _field(
+        "stop", "optimizer", "loss or gradient not finite: stop, or skip:N: leave out at most N steps", STOP_OR_SKIP
     )
     ema_decay: float = _field(
         0.9999,
@@ -176,13 +186,18 @@ class TrainConfig:
     resume: str = _field(
         "auto", "run", "auto (continue if there is a checkpoint), must, never, or a checkpoint", NAMED
     )
+    allow_data_change: bool = _field(False, "run", "go on although the data set is another than at the checkpoint")
     save_every_epochs: int = _field(1, "run", "epochs between two checkpoints", AT_LEAST_1, published=True)
+    save_every: str = _field("10min", "run", "and between two within an epoch: 500steps, 10min", INTERVAL)
     keep: int = _field(2, "run", "newest checkpoints kept, so that a damaged one has a fallback", AT_LEAST_2)
     eval_every_epochs: int = _field(1, "run", "epochs between two evaluations", AT_LEAST_1, published=True)
     log_every_steps: int = _field(50, "run", "optimizer steps between two records (published: 100)", AT_LEAST_1)
     report_to: str | None = _field(None, "run", "tracker of Accelerate: tensorboard, wandb, trackio, ...", NAMED)
     num_workers: int | None = _field(
         None, "run", "loader processes of each training process; unset: its share of the CPU cores", NOT_NEGATIVE
+    )
+    timeout_s: int = _field(
+        600, "run", "seconds after which a loader worker or a process that does not answer ends the run", AT_LEAST_1
     )
     seed: int = _field(0, "run", "all randomness follows from it", NOT_NEGATIVE)
 
@@ -204,6 +219,10 @@ class TrainConfig:
             )
         if self.streaming and not self.drop_last:
             raise ValueError("streaming needs drop_last: a stream has no last, short batch to keep")
+        if self.streaming and self.on_bad_image != "stop":
+            raise ValueError(
+                f"on_bad_image must be stop for a stream, got {self.on_bad_image}: it has no other sample"
+            )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr must not be above lr ({self.lr}), got {self.min_lr}")
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
@@ -550,3 +569,8 @@ def default_num_workers(local_processes: int) -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores // local_processes, 16)
+
+
+def skip_limit(choice: str) -> int:
+    """How many a `stop` or `skip:N` tolerates: 0 or N."""
+    return int(choice.partition(":")[2] or 0)

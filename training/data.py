@@ -1,7 +1,9 @@
 """From stored pictures to uint8 batches: decoding, the per-sample transform, and the loaders."""
 
+import contextlib
 import itertools
 import os
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,20 +12,27 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from training.decoding import decode_rgb
+from training.decoding import ImageDecodeError, decode_rgb
+from training.interruption import leave_signals_to_training
 from training.sampling import TrainBatchSampler, TrainingPlan, evaluation_indices
 from training.sources import DataError, Split
 
 # `transform(image, key)`: uint8 (3, H, W) and (seed, epoch, index) to uint8 (3, S, S), random by nothing but the key.
 Transform = Callable[[torch.Tensor, tuple[int, int, int]], torch.Tensor]
 
+REPLACEMENT_TRIES = 10
+
 
 class LabelError(DataError):
     """A sample's label is none of the data set's classes."""
 
 
+class LoaderError(RuntimeError):
+    """A loader worker died or hangs. The message is one sentence."""
+
+
 class ImageDataset(Dataset):
-    """A stored split as samples `{"pixel_values": uint8 (3, S, S), "labels": int, "index": int}`.
+    """A stored split as samples `{"pixel_values": uint8 (3, S, S), "labels": int, "index": int, "replaced": bool}`.
 
     Samples are asked for by (epoch, index), and a whole batch is fetched at once.
 
@@ -34,6 +43,7 @@ class ImageDataset(Dataset):
         transform: see `Transform`.
         num_classes: labels must lie below it.
         seed: of the run.
+        replace_bad_images: put another sample, chosen by the key, in the place of one that cannot be decoded.
     """
 
     def __init__(
@@ -45,6 +55,7 @@ class ImageDataset(Dataset):
         num_classes: int,
         *,
         seed: int = 0,
+        replace_bad_images: bool = False,
     ) -> None:
         self.split = split
         self.image_column = image_column
@@ -52,6 +63,7 @@ class ImageDataset(Dataset):
         self.transform = transform
         self.num_classes = num_classes
         self.seed = seed
+        self.replace_bad_images = replace_bad_images
 
     def __len__(self) -> int:
         return len(self.split)
@@ -63,16 +75,38 @@ class ImageDataset(Dataset):
         """Called by `DataLoader` with a batch of keys: reading rows together takes a fraction of the time.
 
         Raises:
-            ImageDecodeError: a picture cannot be decoded.
+            ImageDecodeError: a picture cannot be decoded; with `replace_bad_images`, nor can ten others.
             LabelError: a label is out of range; on a GPU it would end the process without a word of which.
         """
         rows = self.split[[index for _, index in keys]]
         return [
-            _sample(image, label, self.transform, self.num_classes, (self.seed, epoch, index))
+            self._sample(image, label, (self.seed, epoch, index))
             for image, label, (epoch, index) in zip(
                 rows[self.image_column], rows[self.label_column], keys, strict=True
             )
         ]
+
+    def _sample(self, image: dict[str, Any], label: int, key: tuple[int, int, int]) -> dict[str, Any]:
+        try:
+            return _sample(image, label, self.transform, self.num_classes, key)
+        except ImageDecodeError:
+            if not self.replace_bad_images:
+                raise
+            seed, epoch, index = key
+            others = random.Random(f"replacement/{seed}/{epoch}/{index}")
+            for _ in range(REPLACEMENT_TRIES):
+                other = others.randrange(len(self))
+                row = self.split[other]
+                with contextlib.suppress(ImageDecodeError):
+                    sample = _sample(
+                        row[self.image_column],
+                        row[self.label_column],
+                        self.transform,
+                        self.num_classes,
+                        (seed, epoch, other),
+                    )
+                    return sample | {"index": index, "replaced": True}
+            raise
 
 
 class StreamingImageDataset(IterableDataset):
@@ -141,7 +175,7 @@ def _sample(
     if not isinstance(label, int) or not 0 <= label < num_classes:
         raise LabelError(f"label {label!r} of sample {index} is none of the {num_classes} classes")
     pixels = transform(decode_rgb(image, name=f"sample {index}"), key)
-    return {"pixel_values": pixels, "labels": label, "index": index}
+    return {"pixel_values": pixels, "labels": label, "index": index, "replaced": False}
 
 
 def build_dataset(
@@ -154,15 +188,17 @@ def build_dataset(
     rank: int,
     num_processes: int,
     first_epoch: int | None = None,
+    replace_bad_images: bool = False,
 ) -> ImageDataset | StreamingImageDataset:
     """The data set of one rank for a stored split or a stream.
 
     Args:
         columns: of pictures and of labels.
         first_epoch: of training, where a stream begins; None for evaluation.
+        replace_bad_images: of a stored split, see `ImageDataset`.
     """
     if isinstance(split, datasets.Dataset):
-        return ImageDataset(split, *columns, transform, num_classes, seed=seed)
+        return ImageDataset(split, *columns, transform, num_classes, seed=seed, replace_bad_images=replace_bad_images)
     return StreamingImageDataset(
         split,
         *columns,
@@ -183,6 +219,7 @@ def build_train_loader(
     total_steps: int,
     start_step: int = 0,
     num_workers: int = 0,
+    timeout_s: float = 0,
 ) -> DataLoader:
     """Micro-batches of one rank for a whole run, as `plan.micro_batches` lists them epoch after epoch.
 
@@ -190,8 +227,11 @@ def build_train_loader(
     fetch ahead across the end of an epoch. Any number of workers gives the same batches. A stream never ends: take as
     many micro-batches from it as the plan says.
 
+    Args:
+        timeout_s: how long to wait for a worker's batch before it counts as hung; 0: for ever.
+
     Returns:
-        batches `{"pixel_values": uint8 (B, 3, S, S), "labels": int64 (B,), "index": int64 (B,)}`.
+        batches `{"pixel_values": uint8 (B, 3, S, S), "labels": int64 (B,), "index": int64 (B,), "replaced": bool}`.
 
     Raises:
         ValueError: a stream with a plan that keeps short batches.
@@ -200,10 +240,10 @@ def build_train_loader(
         if not plan.drop_last:
             raise ValueError("a stream has no last, short batch to keep: set drop_last")
         return DataLoader(
-            dataset, batch_size=plan.per_device_batch_size, drop_last=True, **_loader_options(num_workers)
+            dataset, batch_size=plan.per_device_batch_size, drop_last=True, **_loader_options(num_workers, timeout_s)
         )
     sampler = TrainBatchSampler(plan, seed=dataset.seed, rank=rank, total_steps=total_steps, start_step=start_step)
-    return DataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers))
+    return DataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers, timeout_s))
 
 
 def build_eval_loader(
@@ -213,29 +253,51 @@ def build_eval_loader(
     rank: int = 0,
     num_processes: int = 1,
     num_workers: int = 0,
+    timeout_s: float = 0,
 ) -> DataLoader:
     """Batches of one rank for one exact evaluation: over all ranks each sample exactly once, the last batch short.
 
     A rank's loader may be empty. Its workers wait for the next evaluation instead of ending.
     """
-    options = _loader_options(num_workers) | {"persistent_workers": num_workers > 0}
+    options = _loader_options(num_workers, timeout_s) | {"persistent_workers": num_workers > 0}
     if isinstance(dataset, StreamingImageDataset):
         return DataLoader(dataset, batch_size=batch_size, **options)
     keys = [(0, index) for index in evaluation_indices(len(dataset), rank, num_processes)]
     return DataLoader(dataset, batch_size=batch_size, sampler=keys, **options)
 
 
-def _loader_options(num_workers: int) -> dict[str, Any]:
+def next_batch(batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The next batch of a loader's iterator.
+
+    Raises:
+        LoaderError: a worker was killed, or gives nothing within the loader's `timeout_s`.
+    """
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise LoaderError(f"the pictures no longer come: {error}") from error
+
+
+def _loader_options(num_workers: int, timeout_s: float) -> dict[str, Any]:
     return {
         "num_workers": num_workers,
+        "timeout": timeout_s if num_workers else 0,
         "pin_memory": torch.cuda.is_available(),
         # Starting a loader draws a number; drawn from here, it leaves the global generator alone.
         "generator": torch.Generator(),
-        "worker_init_fn": give_way if num_workers and not torch.accelerator.is_available() else None,
+        "worker_init_fn": _begin_worker if num_workers else None,
     }
 
 
-def give_way(worker_id: int) -> None:
+def _begin_worker(worker_id: int) -> None:
+    leave_signals_to_training()
+    if not torch.accelerator.is_available():
+        give_way()
+
+
+def give_way() -> None:
     """Put this loader worker behind the network where both run on the same cores.
 
     The network's threads wait for each other at every layer, so that a worker which takes a core from one of them

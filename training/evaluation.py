@@ -75,7 +75,8 @@ def evaluate(
     num_classes: int,
     confusion: bool = False,
     progress: Callable[[int], object] | None = None,
-) -> dict[str, EvaluationResult]:
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, EvaluationResult] | None:
     """Evaluates unwrapped models on this rank's share of the images and adds up the counts of all ranks.
 
     The forward passes communicate nothing, so ranks may hold different numbers of batches, or none. The models run in
@@ -89,6 +90,10 @@ def evaluate(
         num_classes: K.
         confusion: count the K x K confusion matrix too.
         progress: called with the number of images after each batch, such as `bar.update` of tqdm.
+        should_stop: asked before each batch; once it says yes, on any rank, no rank gets a result.
+
+    Returns:
+        results by name, the same on every rank; None where `should_stop` ended it.
 
     Raises:
         ValueError: a model's logits have another width than K.
@@ -101,8 +106,11 @@ def evaluate(
     # transfer back; the empty first row is for a rank that has no batch at all.
     empty = (no_integers.to(device), no_integers.to(device), torch.empty(0, device=device))
     records = {name: [empty] for name in models}
+    stopped = False
     with torch.inference_mode(), _eval_mode(models.values()):
         for batch in loader:
+            if stopped := should_stop():
+                break
             pixel_values = preprocess(batch["pixel_values"])
             targets = batch["labels"].to(device, non_blocking=True)
             for name, model in models.items():
@@ -115,6 +123,8 @@ def evaluate(
             if progress is not None:
                 progress(len(targets))
 
+    if _sum_over_ranks(torch.tensor(int(stopped)), device):
+        return None
     counts, loss_sums = [], []
     for rows in records.values():
         ranks, predictions, losses = (torch.cat(column).cpu() for column in zip(*rows, strict=True))

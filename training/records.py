@@ -109,10 +109,16 @@ class MetricsLog:
         as the checkpoint does, so a resume leaves no gap."""
         os.fsync(self._file.fileno())
 
-    def truncate_after(self, step: int) -> None:
-        """Forget the records of later steps than `step`, which a run resumed from there is about to write again."""
+    def truncate_after(self, step: int, *, epoch_end_due: bool = False) -> None:
+        """Forget the records of later steps than `step`, which a run resumed from there is about to write again; with
+        `epoch_end_due` the epoch's that ends with this step, too."""
+
+        def wanted(record: Record) -> bool:
+            is_redone = epoch_end_due and record["kind"] == "epoch" and record["step"] == step
+            return record["step"] <= step and not is_redone
+
         self._file.close()
-        _keep_lines(self.path, lambda record: record["step"] <= step)
+        _keep_lines(self.path, wanted)
         self._file = io.FileIO(self.path, "a")
 
     def close(self) -> None:

@@ -76,12 +76,13 @@ def open_run(folder: Path, resume: str) -> Path | None:
 
 
 def read_checkpoint(
-    path: Path, settings: Mapping[str, Any], total_steps: int
+    path: Path, settings: Mapping[str, Any], data: Mapping[str, Any], allow_data_change: bool, total_steps: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors and the state of a checkpoint that the present recipe can continue.
 
     Args:
-        settings: what decides about the result: recipe and data set. It must be what the checkpoint was made with.
+        settings: what decides about the result. It must be what the checkpoint was made with.
+        data: what the data set is. It must be the same too, unless `allow_data_change`.
         total_steps: of the whole run.
 
     Raises:
@@ -98,9 +99,20 @@ def read_checkpoint(
     ]
     if changed:
         raise RunError(f"{path.parents[1]} holds another run ({', '.join(changed)}); choose another --run_name")
-    if state["step"] >= total_steps:
+    changed = [
+        f"{name} {state['data'].get(name)} -> {value}"
+        for name, value in data.items()
+        if state["data"].get(name) != value
+    ]
+    if changed and not allow_data_change:
         raise RunError(
-            f"the run in {path.parents[1]} is finished after {state['step']} steps; "
+            f"the data set is not the one that {path.parents[1]} was trained on ({', '.join(changed)}); restore it, "
+            "or go on all the same with --allow_data_change"
+        )
+    progress = state["progress"]
+    if progress["step"] >= total_steps and not progress["epoch_end_due"]:
+        raise RunError(
+            f"the run in {path.parents[1]} is finished after {progress['step']} steps; "
             "its models are in best/ and last/; choose another --run_name to train anew"
         )
     return tensors, state

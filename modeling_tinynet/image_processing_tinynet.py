@@ -15,6 +15,7 @@
 
 import json
 import os
+import struct
 from typing import Any
 
 import torch
@@ -50,6 +51,47 @@ _HUB_ARGUMENTS = (
     "_from_pipeline",
 )
 
+_EXIF_ORIENTATION = 0x0112
+# By the numbers of `PIL.Image.Transpose`: this package depends on Pillow through torchvision only.
+_TRANSPOSITIONS = {
+    2: 0,  # FLIP_LEFT_RIGHT
+    3: 3,  # ROTATE_180
+    4: 1,  # FLIP_TOP_BOTTOM
+    5: 5,  # TRANSPOSE
+    6: 4,  # ROTATE_270
+    7: 6,  # TRANSVERSE
+    8: 2,  # ROTATE_90
+}
+
+
+def _upright(image: ImageInput) -> ImageInput:
+    """
+    A PIL image as its EXIF orientation says; EXIF that cannot be read counts as none.
+
+    `PIL.ImageOps.exif_transpose` would raise there, and where the EXIF cannot be written again.
+    """
+    image.load()  # turns a TIFF already
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except (SyntaxError, ValueError, struct.error):
+        return image
+    return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image
+
+
+def _pil_to_rgb(image: ImageInput) -> ImageInput:
+    """A PIL image as RGB: alpha dropped, 16-bit greyscale, which Pillow also holds in 32-bit integers, scaled."""
+    if image.mode == "F":
+        raise ValueError("an image of mode F has pixels of unknown range; convert it to 8 or 16 bit")
+    if image.mode.startswith("I"):
+        values = tvF.pil_to_tensor(image.convert("I"))
+        low, high = values.aminmax()
+        if low < 0 or high > 65535:
+            raise ValueError(
+                f"an image of mode {image.mode} must hold 0 to 65535, got {low} to {high}; convert it to 8 or 16 bit"
+            )
+        image = tvF.to_pil_image(((values * 255 + 32767) // 65535).to(torch.uint8))
+    return image.convert("RGB")
+
 
 def resize_and_center_crop(image: torch.Tensor, resize_size: int, image_size: int) -> torch.Tensor:
     """
@@ -80,27 +122,28 @@ class TinyNetImageProcessor(TorchvisionBackend):
     r"""
     The published evaluation transform of TinyNet: resize the shorter side to `floor(image_size / crop_pct)` pixels
     (bicubic, antialiased, on 8-bit pixels), cut out the central `image_size` square, divide by 255, normalise. The
-    pixels of a PIL image come out as from timm's `create_transform` for the same model; transformers' own processors
-    floor the crop's offset, which shifts the pictures for TinyNet-A and E by one pixel. The defaults are TinyNet-A's;
-    [`TinyNetImageProcessor.from_config`] gives any other model's.
+    pixels of an upright RGB image of Pillow come out as from timm's `create_transform` for the same model;
+    transformers' own processors floor the crop's offset, which shifts the pictures for TinyNet-A and E by one pixel.
+    The defaults are TinyNet-A's; [`TinyNetImageProcessor.from_config`] gives any other model's.
 
     Takes one image or a list of images of any sizes, and returns `pixel_values`: float32, (batch, 3, image_size,
     image_size), one tensor with `return_tensors="pt"`, else a list. An image is
 
-    - a PIL image of any mode, resized by Pillow. It becomes RGB as `image.convert("RGB")` has it: alpha is dropped
-      and 16-bit greyscale saturates at 255, as in timm, where transformers' own processors blend onto white.
+    - a PIL image of any mode but F, resized by Pillow. It is decoded as in training: its EXIF orientation is applied,
+      alpha is dropped (transformers' own processors blend onto white), 16-bit greyscale (modes I;16 and I) becomes
+      v * 255 / 65535, rounded, and everything else is RGB as `image.convert("RGB")` has it.
     - a NumPy array or torch tensor, (height, width, channels) or (channels, height, width), with 3 channels, 1 (grey)
       or 4 (alpha, dropped), resized by torch: the fast path, see [`resize_and_center_crop`] for how near it comes.
       uint8 holds 0 to 255. Floating point holds 0 to 1 together with `do_rescale=False`, or 0 to 255 with
       `do_rescale=True` (the default); it is resized without rounding or clipping.
-    - a path or URL, which Pillow opens upright, as in the pipelines of transformers.
+    - a path or URL, which transformers decodes as in its pipelines: upright, and RGB as `image.convert("RGB")` has it.
 
-    The EXIF orientation of an opened PIL image is not applied, as in timm and in transformers' own processors. Paths,
-    pipelines and the `Image` feature of datasets deliver it applied; else call `PIL.ImageOps.exif_transpose` first.
+    From paths and in pipelines, 16-bit greyscale comes out near white: open it with Pillow and call the processor.
 
     Raises:
         ValueError: An image with another number of channels, with another data type, or in floating point from 0 to
-            1 although `do_rescale` is set, so that it would be divided by 255 a second time.
+            1 although `do_rescale` is set, so that it would be divided by 255 a second time. A PIL image of mode F,
+            or of mode I with values beyond 0 to 65535.
 
     Example:
 
@@ -190,7 +233,8 @@ class TinyNetImageProcessor(TorchvisionBackend):
         image is resized here already, while it is one; the resizing of the batch then leaves it as it is.
         """
         if is_pil_image(image):
-            image = image.convert("RGB") if do_convert_rgb else image
+            image = _upright(image)
+            image = _pil_to_rgb(image) if do_convert_rgb else image
             image = self.resize(image, size, resample) if do_resize else image
             image = tvF.pil_to_tensor(image)
             input_data_format = ChannelDimension.FIRST

@@ -9,7 +9,7 @@ THREADS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test upstream gpu quality format clean
+.PHONY: help train test faults upstream gpu quality format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ train: $(INSTALLED) ## train TinyNet-E on handwritten digits, a few minutes on t
 
 test: $(INSTALLED) ## run all tests that need no GPU, without network
 	$(BIN)/python -m pytest -q -m "not gpu"
+
+faults: $(INSTALLED) ## kill, damage and starve training in every way of the table in the README, half an hour
+	$(BIN)/python -m pytest -q -m fault --thorough --faults_table benchmarks/results/faults.json
 
 upstream: $(INSTALLED) ## run transformers' own tests of a vision model on TinyNet (downloads their sources)
 	$(BIN)/python tests/upstream/run.py

@@ -44,7 +44,7 @@ from training.batch_norm import average_batch_norm_statistics, batch_norm_statis
 from training.checkpoint import CheckpointError, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from training.config import default_num_workers, parse_config, skip_limit
 from training.curves import save_curves
-from training.data import LabelError, LoaderError, build_dataset, build_eval_loader, build_train_loader, next_batch
+from training.data import LabelError, build_dataset, build_eval_loader, build_train_loader
 from training.decoding import ImageDecodeError
 from training.device_transforms import DeviceTransform
 from training.display import StepTimer, TrainingDisplay
@@ -308,7 +308,7 @@ def main(argv: list[str]) -> None:
             step_loss, step_indices, step_replaced = torch.zeros((), device=device), [], 0
             for micro_batch in range(micro_batches):
                 with timer("data"):
-                    batch = next_batch(batches)
+                    batch = next(batches)
                     images = batch["pixel_values"].to(device, non_blocking=True)
                     labels = batch["labels"].to(device, non_blocking=True)
                 step_indices += batch["index"].tolist()
@@ -512,9 +512,6 @@ def run(argv: list[str]) -> int:
         sentence = re.sub(r"^[\w.]+Error: ", "", str(mistake).strip().splitlines()[-1])
         print(f"error: {sentence}", file=sys.stderr)
         return 2
-    except LoaderError as failure:
-        print(f"error: rank {rank}: {failure}", file=sys.stderr)
-        return 2
     except Interrupted as interrupted:
         if rank == 0:
             print(interrupted, file=sys.stderr)
@@ -531,6 +528,12 @@ def run(argv: list[str]) -> int:
         print(
             f"error: {failure}; the last checkpoint is intact, and the same command goes on from it", file=sys.stderr
         )
+        return 2
+    except RuntimeError as failure:
+        # Of a worker that died, torch's signal handler tells wherever the process happens to be.
+        if "DataLoader" not in str(failure):
+            raise
+        print(f"error: rank {rank}: the pictures no longer come: {failure}", file=sys.stderr)
         return 2
     return 0
 

@@ -2,11 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,61 +11,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
-from training.checkpoint import load_checkpoint
+from tests.training_jobs import AUGMENTED, RECIPE, ROOT, SMALL, final_tensors, train, trained
 from training.config import parse_config
 from training.optimizer import build_optimizer
 from training.records import read_metrics
 
-ROOT = Path(__file__).parents[1]
-RECIPE = ("--recipe", str(ROOT / "configuration" / "quickstart.yaml"))
-# 25 steps of 32 and one of 8 an epoch: the smallest TinyNet, on small digits.
-SMALL = (
-    *RECIPE,
-    *("--image_size", "32", "--validation_fraction", "0.55", "--lr", "0.003", "--warmup_epochs", "0.5"),
-    *("--global_batch_size", "32", "--per_device_batch_size", "32", "--save_every_epochs", "1"),
-)
-# Everything random that a run has.
-AUGMENTED = (
-    *("--optimizer", "rmsprop", "--optimizer_eps", "1e-3", "--dropout_rate", "0.2", "--drop_path_rate", "0.1"),
-    *("--horizontal_flip", "0.5", "--color_jitter", "0.4", "--rand_augment", "9", "--random_erasing", "0.3"),
-    *("--mixup_alpha", "0.2", "--cutmix_alpha", "0.5"),
-)
 WHOLE = (*SMALL, *AUGMENTED, "--epochs", "2", "--num_workers", "0")
-
-
-def start(
-    arguments: list[str], *, script: Path = ROOT / "train.py", processes: int = 1, folder: Path
-) -> subprocess.Popen:
-    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    if processes > 1:
-        launcher.append(f"--nproc_per_node={processes}")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
-        [*launcher, str(script), *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def train(*arguments, **kwargs) -> subprocess.CompletedProcess:
-    process = start(list(arguments), **kwargs)
-    output, errors = process.communicate(timeout=280)
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
-
-
-def trained(*arguments, **kwargs) -> str:
-    result = train(*arguments, **kwargs)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def final_tensors(run_folder: Path) -> dict[str, torch.Tensor]:
-    newest = max((run_folder / "checkpoints").glob("step-*"))
-    tensors, _ = load_checkpoint(newest)
-    return {f"{kind}.{name}": tensor for kind, entry in tensors.items() for name, tensor in entry.items()}
 
 
 def batches_of(log_folder: Path, ranks: int) -> list[list[tuple[int, str]]]:
@@ -144,26 +90,6 @@ def test_any_number_of_workers_gives_the_same_weights(whole_run, workers, tmp_pa
     tensors, reference = final_tensors(tmp_path / "runs" / "tinynet_e-digits"), final_tensors(whole_run[0])
     assert tensors.keys() == reference.keys()
     assert all(torch.equal(tensors[name], reference[name]) for name in reference)
-
-
-def test_a_killed_run_continues_to_the_same_weights(whole_run, tmp_path):
-    process = start([*WHOLE], folder=tmp_path)
-    folder = tmp_path / "runs" / "tinynet_e-digits"
-    deadline = time.monotonic() + 200
-    while not list((folder / "checkpoints").glob("step-*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
-    output = trained(*WHOLE, folder=tmp_path)
-    assert "going on from step-0000" in output
-    tensors, reference = final_tensors(folder), final_tensors(whole_run[0])
-    assert all(torch.equal(tensors[name], reference[name]) for name in reference)
-    whole, resumed = (
-        [(r["kind"], r["step"], r.get("loss"), r.get("raw")) for r in read_metrics(f / "metrics.jsonl")]
-        for f in (whole_run[0], folder)
-    )
-    assert whole == resumed
 
 
 def test_finished_run_is_left_alone(whole_run):

@@ -27,10 +27,6 @@ class LabelError(DataError):
     """A sample's label is none of the data set's classes."""
 
 
-class LoaderError(RuntimeError):
-    """A loader worker died or hangs. The message is one sentence."""
-
-
 class ImageDataset(Dataset):
     """A stored split as samples `{"pixel_values": uint8 (3, S, S), "labels": int, "index": int, "replaced": bool}`.
 
@@ -264,20 +260,6 @@ def build_eval_loader(
         return DataLoader(dataset, batch_size=batch_size, **options)
     keys = [(0, index) for index in evaluation_indices(len(dataset), rank, num_processes)]
     return DataLoader(dataset, batch_size=batch_size, sampler=keys, **options)
-
-
-def next_batch(batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The next batch of a loader's iterator.
-
-    Raises:
-        LoaderError: a worker was killed, or gives nothing within the loader's `timeout_s`.
-    """
-    try:
-        return next(batches)
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        raise LoaderError(f"the pictures no longer come: {error}") from error
 
 
 def _loader_options(num_workers: int, timeout_s: float) -> dict[str, Any]:

@@ -681,6 +681,7 @@ def test_batches_are_uint8_with_labels_and_indices():
         "pixel_values": (torch.uint8, (8, 3, 8, 8)),
         "labels": (torch.int64, (8,)),
         "index": (torch.int64, (8,)),
+        "replaced": (torch.bool, (8,)),
     }
 
 

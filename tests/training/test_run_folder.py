@@ -3,6 +3,7 @@
 import pytest
 
 from training.checkpoint import CheckpointError, save_checkpoint
+from training.progress import Progress
 from training.run_folder import RunError, default_run_name, open_run, read_checkpoint
 
 
@@ -10,7 +11,12 @@ from training.run_folder import RunError, default_run_name, open_run, read_check
 def folder(tmp_path):
     """A run with a checkpoint at step 10."""
     folder = tmp_path / "runs" / "one"
-    save_checkpoint(folder / "checkpoints", 10, {}, {"step": 10, "settings": {"lr": 0.1, "epochs": 2}})
+    state = {
+        "progress": Progress(step=10).to_dict(),
+        "settings": {"lr": 0.1, "epochs": 2},
+        "data": {"num_train": 100},
+    }
+    save_checkpoint(folder / "checkpoints", 10, {}, state)
     return folder
 
 
@@ -60,16 +66,23 @@ def test_must_resume_needs_a_checkpoint(tmp_path):
 
 
 def test_only_the_same_unfinished_run_is_continued(folder):
-    checkpoint = open_run(folder, "auto")
-    _, state = read_checkpoint(checkpoint, {"lr": 0.1, "epochs": 2}, total_steps=20)
-    assert state["step"] == 10
+    checkpoint, settings, data = open_run(folder, "auto"), {"lr": 0.1, "epochs": 2}, {"num_train": 100}
+    _, state = read_checkpoint(checkpoint, settings, data, False, total_steps=20)
+    assert Progress.from_dict(state["progress"]) == Progress(step=10)
     with pytest.raises(RunError, match="is finished after 10 steps"):
-        read_checkpoint(checkpoint, {"lr": 0.1, "epochs": 2}, total_steps=10)
+        read_checkpoint(checkpoint, settings, data, False, total_steps=10)
     with pytest.raises(RunError, match=r"holds another run \(lr 0.1 -> 0.2\)"):
-        read_checkpoint(checkpoint, {"lr": 0.2, "epochs": 2}, total_steps=20)
+        read_checkpoint(checkpoint, settings | {"lr": 0.2}, data, False, total_steps=20)
+
+
+def test_other_data_are_refused_unless_allowed(folder):
+    checkpoint, settings = open_run(folder, "auto"), {"lr": 0.1, "epochs": 2}
+    with pytest.raises(RunError, match=r"not the one that .* was trained on \(num_train 100 -> 99\)"):
+        read_checkpoint(checkpoint, settings, {"num_train": 99}, False, total_steps=20)
+    read_checkpoint(checkpoint, settings, {"num_train": 99}, True, total_steps=20)
 
 
 def test_a_foreign_checkpoint_is_no_run(tmp_path):
     path = save_checkpoint(tmp_path / "run" / "checkpoints", 5, {}, {"step": 5})
     with pytest.raises(CheckpointError, match="is not a checkpoint of a training run"):
-        read_checkpoint(path, {}, total_steps=10)
+        read_checkpoint(path, {}, {}, False, total_steps=10)

@@ -21,7 +21,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+import warnings
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,7 @@ from accelerate.utils import (
 )
 
 from modeling_tinynet import TinyNetImageProcessor, __version__
+from training.agreement import GO_ON, SAVE, STOP, agree
 from training.augmentation import EvalTransform, TrainTransform
 from training.batch_norm import average_batch_norm_statistics, batch_norm_statistics, set_batch_norm_statistics
 from training.checkpoint import CheckpointError, load_optimizer_tensors, optimizer_tensors, save_checkpoint
@@ -54,6 +55,7 @@ from training.evaluation import evaluate
 from training.explain import explain_run, lr_schedule
 from training.fingerprint import data_fingerprint
 from training.interruption import EXIT_CODE, Interrupted, Interruption
+from training.loader_workers import batches_in_time, end_workers, workers_lost
 from training.loss import smoothed_targets, soft_cross_entropy
 from training.memory import keep_freed_memory
 from training.model import build_model, model_config
@@ -73,8 +75,6 @@ from training.run_lock import RunFolderInUse, RunLock
 from training.sampling import TrainingPlan
 from training.save_schedule import SaveSchedule
 from training.sources import DataError, load_splits, num_samples
-
-GO_ON, SAVE, STOP = range(3)  # what a rank wishes to do after a step
 
 
 def main(argv: list[str]) -> None:
@@ -105,6 +105,8 @@ def main(argv: list[str]) -> None:
     if device.type == "cpu" and (config.precision == "fp16" or config.sync_batch_norm):
         wish = "precision fp16" if config.precision == "fp16" else "sync_batch_norm"
         raise RunError(f"{wish} needs a GPU; on a CPU take precision bf16 or no, and BatchNorm by process")
+    # torch 2.14 renames an argument that Accelerate passes on by its old name.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     torch.backends.cudnn.benchmark = True
     if device.type == "cpu":
         keep_freed_memory()
@@ -175,9 +177,6 @@ def main(argv: list[str]) -> None:
         load_optimizer_tensors(optimizer, network, tensors["optimizer"])
         if ema:
             ema.model.load_state_dict(tensors["ema"])
-        local = tensors["local"]["batch_norm"]  # (processes, statistics)
-        local = local[rank] if len(local) == num_processes else local.mean(dim=0)
-        set_batch_norm_statistics([network, ema.model] if ema else [network], local)
         progress = Progress.from_dict(state["progress"])
         if not (run_folder / "best").exists():
             progress.best = None  # a branch has to find its own
@@ -185,6 +184,10 @@ def main(argv: list[str]) -> None:
     if config.compile:
         network.compile()
     model, optimizer = accelerator.prepare(network, optimizer, device_placement=[True, False])
+    if checkpoint is not None:  # after DistributedDataParallel, which may give all ranks rank 0's
+        local = tensors["local"]["batch_norm"]  # (processes, statistics)
+        local = local[rank] if len(local) == num_processes else local.mean(dim=0)
+        set_batch_norm_statistics([network, ema.model] if ema else [network], local)
     if accelerator.scaler is not None and state:
         accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -220,7 +223,6 @@ def main(argv: list[str]) -> None:
         total_steps=total_steps,
         start_step=start_step,
         num_workers=num_workers,
-        timeout_s=config.timeout_s,
     )
     eval_loader = build_eval_loader(
         build_dataset(splits.validation, eval_transform, **reading),
@@ -228,7 +230,6 @@ def main(argv: list[str]) -> None:
         rank=rank,
         num_processes=num_processes,
         num_workers=num_workers,
-        timeout_s=config.timeout_s,
     )
     device_transform = DeviceTransform(
         network_config.image_mean,
@@ -292,7 +293,7 @@ def main(argv: list[str]) -> None:
 
     # 9. The loop: one optimizer step a turn, and after the last of an epoch its end.
     model.train()
-    batches = iter(train_loader)
+    batches = batches_in_time(train_loader, config.timeout_s)
     step = start_step
     while step < total_steps or progress.epoch_end_due:
         if not progress.epoch_end_due:
@@ -329,10 +330,8 @@ def main(argv: list[str]) -> None:
             with timer("forward_backward"):  # where the host waits for the device
                 grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
                 wish = STOP if interruption else SAVE if is_main and save_schedule.due(step) else GO_ON
-                own = torch.tensor([wish, step_replaced], dtype=torch.float32).to(device, non_blocking=True)
-                rows = accelerator.gather(torch.cat([step_loss[None], grad_norm[None], own])[None]).tolist()
-            losses, grad_norms, wishes, replaced = zip(*rows, strict=True)
-            progress.epoch_replaced += int(sum(replaced))
+                agreed = agree(accelerator, step_loss, grad_norm, wish, step_replaced)
+            progress.epoch_replaced += int(sum(agreed.replaced))
             if progress.epoch_replaced > most_replaced:
                 raise RunError(
                     f"{progress.epoch_replaced} pictures of epoch {epoch + 1} cannot be decoded, more than "
@@ -340,18 +339,16 @@ def main(argv: list[str]) -> None:
                     f"python -m training.audit --dataset {config.dataset} lists them"
                 )
             # With a gradient scaler, gradients overflow now and then; it leaves such steps out by itself.
-            is_finite = all(map(math.isfinite, losses)) and (
-                accelerator.scaler is not None or all(map(math.isfinite, grad_norms))
-            )
+            is_finite = agreed.is_finite(with_gradients=accelerator.scaler is None)
             if is_finite:
-                progress.epoch_loss += sum(losses)
+                progress.epoch_loss += agreed.loss_sum
                 progress.epoch_samples += step_samples
             else:
                 progress.skipped_steps += 1
-                problem = nonfinite_problem(step, losses, grad_norms, gather_object([step_indices]))
+                problem = agreed.problem(step, gather_object([step_indices]))
                 if progress.skipped_steps > most_skipped:
                     raise RunError(f"{problem}: lower the learning rate, or use bf16 instead of fp16")
-                display.message(f"{problem}: left out, the {progress.skipped_steps}. of at most {most_skipped}")
+                display.message(f"{problem}: left out, step {progress.skipped_steps} of at most {most_skipped}")
                 set_batch_norm_statistics([network], statistics)
             with timer("optimizer"):
                 if is_finite or accelerator.scaler is not None:
@@ -361,16 +358,16 @@ def main(argv: list[str]) -> None:
                     ema.update(network)
 
             if is_finite and (step % config.log_every_steps == 0 or step == total_steps):
-                progress.smoothed_loss.update(sum(losses) / step_samples)
+                progress.smoothed_loss.update(agreed.loss_sum / step_samples)
                 now, waited_before_s = time.perf_counter(), waited_s
                 waited_s = timer.seconds()["data"]
                 record = {
                     "step": step,
                     "epoch": step / plan.steps_per_epoch,
-                    "loss": sum(losses) / step_samples,
+                    "loss": agreed.loss_sum / step_samples,
                     "loss_smoothed": progress.smoothed_loss.value,
                     "lr": lr,
-                    "grad_norm": grad_norms[0],
+                    "grad_norm": agreed.grad_norms[0],
                     "images_per_s": (step - logged_at_step) * plan.global_batch_size / (now - logged_at),
                     "data_wait_s": waited_s - waited_before_s,
                     "memory_mb": torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None,
@@ -382,11 +379,11 @@ def main(argv: list[str]) -> None:
                 logged_at_step, logged_at = step, now
             display.update(step, loss=progress.smoothed_loss.value, lr=lr)
             progress.epoch_end_due = step % plan.steps_per_epoch == 0
-            if max(wishes) > GO_ON:
+            if agreed.wish > GO_ON:
                 with timer("saving"):
                     save()
-                if max(wishes) == STOP:
-                    raise Interrupted(interrupted_sentence(interruption, step, run_folder))
+                if agreed.wish == STOP:
+                    raise Interrupted(interruption.sentence(step, run_folder))
             if not progress.epoch_end_due:
                 continue
 
@@ -401,7 +398,7 @@ def main(argv: list[str]) -> None:
             with timer("evaluation"), accelerator.autocast():
                 results = evaluate(
                     candidates,
-                    eval_loader,
+                    batches_in_time(eval_loader, config.timeout_s),
                     preprocess=lambda images: device_transform.normalize_only(images.to(device, non_blocking=True)),
                     num_samples=num_validation,
                     num_classes=num_classes,
@@ -410,7 +407,7 @@ def main(argv: list[str]) -> None:
             if results is None:
                 set_batch_norm_statistics(candidates.values(), statistics)
                 save()
-                raise Interrupted(interrupted_sentence(interruption, step, run_folder))
+                raise Interrupted(interruption.sentence(step, run_folder))
             # More right answers; among equals the smaller loss, which tells them apart on a small validation set.
             weights = max(results, key=lambda name: (results[name].top_1_correct, -results[name].loss))
         result = {"weights": weights, "epoch": epochs_done, **results[weights].to_dict()} if results else None
@@ -486,22 +483,6 @@ def main(argv: list[str]) -> None:
     accelerator.end_training()
 
 
-def nonfinite_problem(
-    step: int, losses: Sequence[float], grad_norms: Sequence[float], samples: Sequence[Sequence[int]]
-) -> str:
-    """What is not finite at a step, on which rank, and on which samples: each argument has one entry a rank."""
-    bad = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-    if not bad:  # the gradient is the ranks' mean, and the same on all
-        return f"the gradient's norm is {grad_norms[0]} at step {step}"
-    indices = ", ".join(map(str, samples[bad[0]][:8])) + (", ..." if len(samples[bad[0]]) > 8 else "")
-    return f"the loss is {losses[bad[0]]} at step {step} on rank {bad[0]}, which holds samples {indices}"
-
-
-def interrupted_sentence(interruption: Interruption, step: int, run_folder: Path) -> str:
-    by = interruption.signal_name or "a signal to another process"
-    return f"stopped by {by} after step {step}; {run_folder} is saved, and the same command goes on from there"
-
-
 def run(argv: list[str]) -> int:
     """`main`, with a user's mistakes as one sentence. Returns the exit code."""
     rank = int(os.environ.get("RANK", 0))
@@ -530,10 +511,10 @@ def run(argv: list[str]) -> int:
         )
         return 2
     except RuntimeError as failure:
-        # Of a worker that died, torch's signal handler tells wherever the process happens to be.
-        if "DataLoader" not in str(failure):
+        if not workers_lost(failure):
             raise
-        print(f"error: rank {rank}: the pictures no longer come: {failure}", file=sys.stderr)
+        print(f"error: rank {rank}: {failure}", file=sys.stderr)
+        end_workers()
         return 2
     return 0
 

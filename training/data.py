@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from training.decoding import ImageDecodeError, decode_rgb
-from training.interruption import leave_signals_to_training
+from training.loader_workers import begin_worker
 from training.sampling import TrainBatchSampler, TrainingPlan, evaluation_indices
 from training.sources import DataError, Split
 
@@ -215,16 +214,12 @@ def build_train_loader(
     total_steps: int,
     start_step: int = 0,
     num_workers: int = 0,
-    timeout_s: float = 0,
 ) -> DataLoader:
     """Micro-batches of one rank for a whole run, as `plan.micro_batches` lists them epoch after epoch.
 
     One pass over the loader is the run, from optimizer step `start_step` to `total_steps`: workers start once, and
     fetch ahead across the end of an epoch. Any number of workers gives the same batches. A stream never ends: take as
     many micro-batches from it as the plan says.
-
-    Args:
-        timeout_s: how long to wait for a worker's batch before it counts as hung; 0: for ever.
 
     Returns:
         batches `{"pixel_values": uint8 (B, 3, S, S), "labels": int64 (B,), "index": int64 (B,), "replaced": bool}`.
@@ -236,10 +231,10 @@ def build_train_loader(
         if not plan.drop_last:
             raise ValueError("a stream has no last, short batch to keep: set drop_last")
         return DataLoader(
-            dataset, batch_size=plan.per_device_batch_size, drop_last=True, **_loader_options(num_workers, timeout_s)
+            dataset, batch_size=plan.per_device_batch_size, drop_last=True, **_loader_options(num_workers)
         )
     sampler = TrainBatchSampler(plan, seed=dataset.seed, rank=rank, total_steps=total_steps, start_step=start_step)
-    return DataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers, timeout_s))
+    return DataLoader(dataset, batch_sampler=sampler, **_loader_options(num_workers))
 
 
 def build_eval_loader(
@@ -249,41 +244,23 @@ def build_eval_loader(
     rank: int = 0,
     num_processes: int = 1,
     num_workers: int = 0,
-    timeout_s: float = 0,
 ) -> DataLoader:
     """Batches of one rank for one exact evaluation: over all ranks each sample exactly once, the last batch short.
 
     A rank's loader may be empty. Its workers wait for the next evaluation instead of ending.
     """
-    options = _loader_options(num_workers, timeout_s) | {"persistent_workers": num_workers > 0}
+    options = _loader_options(num_workers) | {"persistent_workers": num_workers > 0}
     if isinstance(dataset, StreamingImageDataset):
         return DataLoader(dataset, batch_size=batch_size, **options)
     keys = [(0, index) for index in evaluation_indices(len(dataset), rank, num_processes)]
     return DataLoader(dataset, batch_size=batch_size, sampler=keys, **options)
 
 
-def _loader_options(num_workers: int, timeout_s: float) -> dict[str, Any]:
+def _loader_options(num_workers: int) -> dict[str, Any]:
     return {
         "num_workers": num_workers,
-        "timeout": timeout_s if num_workers else 0,
         "pin_memory": torch.cuda.is_available(),
         # Starting a loader draws a number; drawn from here, it leaves the global generator alone.
         "generator": torch.Generator(),
-        "worker_init_fn": _begin_worker if num_workers else None,
+        "worker_init_fn": begin_worker if num_workers else None,
     }
-
-
-def _begin_worker(worker_id: int) -> None:
-    leave_signals_to_training()
-    if not torch.accelerator.is_available():
-        give_way()
-
-
-def give_way() -> None:
-    """Put this loader worker behind the network where both run on the same cores.
-
-    The network's threads wait for each other at every layer, so that a worker which takes a core from one of them
-    stops them all. With the lowest priority, workers run while the network waits for them.
-    """
-    if hasattr(os, "nice"):  # not on Windows
-        os.nice(19)

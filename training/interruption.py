@@ -1,6 +1,7 @@
 """Signals that ask a run to stop: from a batch system, from Kubernetes, from Ctrl-C."""
 
 import signal
+from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -28,15 +29,12 @@ class Interruption:
     def __bool__(self) -> bool:
         return self.signal_name is not None
 
+    def sentence(self, step: int, run_folder: Path) -> str:
+        """What `Interrupted` says after the save."""
+        by = self.signal_name or "a signal to another process"
+        return f"stopped by {by} after step {step}; {run_folder} is saved, and the same command goes on from there"
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
-
-
-def leave_signals_to_training() -> None:
-    """In a loader worker: a signal to the whole process group must not end it before the run has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # By this one the training process ends a worker that hangs.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,55 @@
+"""What all ranks know of a step before any of them changes a weight."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+GO_ON, SAVE, STOP = range(3)  # what a rank wishes to do after the step
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One entry a rank in each sequence; equal on all ranks."""
+
+    losses: Sequence[float]  # sums over the rank's samples
+    grad_norms: Sequence[float]  # of the mean gradient, the same on all ranks
+    wishes: Sequence[float]
+    replaced: Sequence[float]  # pictures that could not be decoded
+
+    @property
+    def loss_sum(self) -> float:
+        return sum(self.losses)
+
+    @property
+    def wish(self) -> int:
+        """The strongest one."""
+        return int(max(self.wishes))
+
+    def is_finite(self, *, with_gradients: bool) -> bool:
+        numbers = [*self.losses, *(self.grad_norms if with_gradients else ())]
+        return all(map(math.isfinite, numbers))
+
+    def problem(self, step: int, samples: Sequence[Sequence[int]]) -> str:
+        """What is not finite, where, and on which samples, which are given by rank: the begin of a sentence."""
+        bad = [rank for rank, loss in enumerate(self.losses) if not math.isfinite(loss)]
+        if not bad:
+            return f"the gradient's norm is {self.grad_norms[0]} at step {step}"
+        rank = bad[0]
+        indices = ", ".join(map(str, samples[rank][:8])) + (", ..." if len(samples[rank]) > 8 else "")
+        return f"the loss is {self.losses[rank]} at step {step} on rank {rank}, which holds samples {indices}"
+
+
+def agree(accelerator: Accelerator, loss: Tensor, grad_norm: Tensor, wish: int, replaced: int) -> Agreement:
+    """Tell all ranks, and wait for the device: one collective a step.
+
+    Args:
+        loss: sum over this rank's samples, a scalar on the device.
+        grad_norm: scalar on the device.
+    """
+    own = torch.tensor([wish, replaced], dtype=torch.float32).to(accelerator.device, non_blocking=True)
+    rows = accelerator.gather(torch.cat([loss[None], grad_norm[None], own])[None]).tolist()
+    return Agreement(*zip(*rows, strict=True))

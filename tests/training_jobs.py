@@ -26,11 +26,15 @@ AUGMENTED = (
 
 
 def start(
-    arguments: list[str], *, script: Path = ROOT / "train.py", processes: int = 1, folder: Path
+    arguments: list[str],
+    *,
+    script: Path = ROOT / "train.py",
+    processes: int = 1,
+    launcher: tuple[str, ...] = (sys.executable,),
+    folder: Path,
 ) -> subprocess.Popen:
-    launcher = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     if processes > 1:
-        launcher.append(f"--nproc_per_node={processes}")
+        launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [*launcher, str(script), *map(str, arguments)],

@@ -1,10 +1,15 @@
 """Signals that ask a run to stop: from a batch system, from Kubernetes, from Ctrl-C."""
 
+import ctypes
+import os
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # variables that torchrun and accelerate launch set
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is lost, the same command goes on
 
 
@@ -15,7 +20,8 @@ class Interrupted(Exception):
 class Interruption:
     """Notes the first signal and lets the run come to a point where it can stop. A second Ctrl-C ends it at once.
 
-    To be made once in each training process, from its main thread, before loader workers are forked.
+    To be made once in each training process, from its main thread, before loader workers are forked. A launcher that
+    dies counts as SIGTERM: `accelerate launch`, with one process, does not pass signals on.
 
     Attributes:
         signal_name: of the first signal, such as `SIGTERM`; None until there is one.
@@ -25,6 +31,8 @@ class Interruption:
         self.signal_name: str | None = None
         for number in SIGNALS:
             signal.signal(number, self._note)
+        if not os.environ.keys().isdisjoint(LAUNCHERS):
+            signal_at_parents_end(signal.SIGTERM)
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
@@ -38,3 +46,9 @@ class Interruption:
         if self and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
+
+
+def signal_at_parents_end(number: signal.Signals) -> None:
+    """Have this process get a signal when the one that started it ends. On Linux; elsewhere nothing is done."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)

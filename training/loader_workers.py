@@ -1,18 +1,14 @@
 """The life of loader workers: which signals reach them, when they run, how long they may take, and how they end."""
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Iterable, Iterator
 from types import FrameType
 
 import torch
 
-from training.interruption import SIGNALS
-
-PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+from training.interruption import SIGNALS, signal_at_parents_end
 
 
 class WorkersLost(RuntimeError):
@@ -24,8 +20,7 @@ def begin_worker(worker_id: int) -> None:
     # torchrun and batch systems signal whole process groups; a run needs its workers until it has saved.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # elsewhere torch notices some seconds after the training process is killed
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_at_parents_end(signal.SIGKILL)  # elsewhere than on Linux, torch notices some seconds later
     if not torch.accelerator.is_available() and hasattr(os, "nice"):
         # The network's threads wait for each other at every layer, so that a worker which takes a core from one of
         # them stops them all. With the lowest priority, workers run while the network waits for them.

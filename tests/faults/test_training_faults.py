@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -219,6 +220,19 @@ def test_a_signal_saves_at_once_and_the_run_goes_on_later(case, sign, processes,
 
 
 @pytest.mark.only_thorough
+@pytest.mark.fault("09 SIGTERM")
+def test_a_launcher_that_ends_is_a_signal_to_save(tmp_path):
+    # With one process, `accelerate launch` dies of SIGTERM and passes nothing on.
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--quiet")
+    process = at_step(8, ON[1], 1, tmp_path, launcher=launcher)
+    everybody = family(process)
+    process.send_signal(signal.SIGTERM)
+    assert ended(everybody)
+    newest = latest_checkpoint(tmp_path / "runs" / "run" / "checkpoints")
+    assert lines(tmp_path / "runs" / "run") == int(newest.name.removeprefix("step-")) < 52
+
+
+@pytest.mark.only_thorough
 @pytest.mark.fault("18 resume on one process from two, and back")
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     for processes, steps in ((2, 5), (1, 15)):
@@ -340,17 +354,9 @@ def test_a_folder_in_use_is_refused_and_free_after_a_kill(tmp_path):
     result = train(*RUN, folder=tmp_path)
     assert result.returncode == 2
     assert re.match(rf"error: runs/run is in use by process {process.pid} on \S+: wait for it", result.stderr)
-    workers = psutil.Process(process.pid).children()
-    for worker in workers:
-        worker.suspend()  # they outlive their run, and must not hold its lock
     process.kill()
     process.communicate()
-    other = start([*RUN], folder=tmp_path)
-    wait_until(lambda: "going on from" in (other.stdout.readline() if other.stdout else ""), other)
-    other.kill()
-    other.communicate()
-    for worker in workers:
-        worker.kill()
+    assert "going on from" in trained(*RUN, folder=tmp_path)
 
 
 @pytest.mark.only_thorough

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from modeling_tinynet import TinyNetImageProcessor
+from training.arguments import output_file, whole_number
 from training.augmentation import EvalTransform
 from training.config import default_num_workers
 from training.data import build_dataset, build_eval_loader
@@ -298,20 +298,6 @@ def draw_confusion(evaluated: Sequence[Evaluated], path: str) -> None:
 # Command line
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def output_file(text: str) -> str:
-    """Checked before the evaluation, not after it."""
-    folder = Path(text).absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} must be a file in a folder that can be written to")
-    return text
-
-
 def device(text: str) -> str:
     if text not in ("auto", "cpu", "cuda"):
         raise argparse.ArgumentTypeError(f"must be auto, cpu or cuda, got {text!r}")
@@ -353,7 +339,9 @@ def build_parser() -> Parser:
     )
     data.add_argument("--streaming", action="store_true", help="read a Hub data set without storing it")
     running = parser.add_argument_group("running")
-    running.add_argument("--batch_size", type=positive, default=64, metavar="N", help="images (default: %(default)s)")
+    running.add_argument(
+        "--batch_size", type=whole_number(1), default=64, metavar="N", help="images (default: %(default)s)"
+    )
     running.add_argument("--num_workers", type=int, metavar="N", help="loader processes; unset: by CPU cores")
     running.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda (default: %(default)s)")
     results = parser.add_argument_group("results")

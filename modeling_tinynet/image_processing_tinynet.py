@@ -64,32 +64,44 @@ _TRANSPOSITIONS = {
 }
 
 
-def _upright(image: ImageInput) -> ImageInput:
+def exif_transposition(image: ImageInput) -> int | None:
     """
-    A PIL image as its EXIF orientation says; EXIF that cannot be read counts as none.
+    What `image.transpose` takes to turn a PIL image upright, None where it stands upright or its EXIF is unreadable.
 
     `PIL.ImageOps.exif_transpose` would raise there, and where the EXIF cannot be written again.
     """
-    image.load()  # turns a TIFF already
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except (SyntaxError, ValueError, struct.error):
-        return image
-    return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image
+        return _TRANSPOSITIONS.get(image.getexif().get(_EXIF_ORIENTATION))
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, struct.error):
+        return None
 
 
-def _pil_to_rgb(image: ImageInput) -> ImageInput:
-    """A PIL image as RGB: alpha dropped, 16-bit greyscale, which Pillow also holds in 32-bit integers, scaled."""
+def upright(image: ImageInput) -> ImageInput:
+    """A PIL image as its EXIF orientation says."""
+    image.load()  # turns a TIFF already; and of a PNG, the EXIF may be stored behind the pixels
+    transposition = exif_transposition(image)
+    return image if transposition is None else image.transpose(transposition)
+
+
+def pil_to_rgb(image: ImageInput) -> ImageInput:
+    """
+    A PIL image as RGB: alpha dropped, 16-bit greyscale, which Pillow also holds in 32-bit integers, scaled.
+
+    Raises:
+        ValueError: An image of mode F, whose range is unknown, or of mode I with values beyond 0 to 65535.
+    """
     if image.mode == "F":
-        raise ValueError("an image of mode F has pixels of unknown range; convert it to 8 or 16 bit")
+        raise ValueError("floating-point pixels have no known range; convert them to 8 or 16 bit")
     if image.mode.startswith("I"):
         values = tvF.pil_to_tensor(image.convert("I"))
         low, high = values.aminmax()
         if low < 0 or high > 65535:
             raise ValueError(
-                f"an image of mode {image.mode} must hold 0 to 65535, got {low} to {high}; convert it to 8 or 16 bit"
+                f"pixels of mode {image.mode} must lie in 0 to 65535, got {low} to {high}; convert them to 8 or 16 bit"
             )
         image = tvF.to_pil_image(((values * 255 + 32767) // 65535).to(torch.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours; on the straight way Pillow warns
     return image.convert("RGB")
 
 
@@ -233,8 +245,8 @@ class TinyNetImageProcessor(TorchvisionBackend):
         image is resized here already, while it is one; the resizing of the batch then leaves it as it is.
         """
         if is_pil_image(image):
-            image = _upright(image)
-            image = _pil_to_rgb(image) if do_convert_rgb else image
+            image = upright(image)
+            image = pil_to_rgb(image) if do_convert_rgb else image
             image = self.resize(image, size, resample) if do_resize else image
             image = tvF.pil_to_tensor(image)
             input_data_format = ChannelDimension.FIRST

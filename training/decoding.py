@@ -22,23 +22,14 @@ import numpy as np
 import PIL.Image
 import torch
 
+from modeling_tinynet.image_processing_tinynet import exif_transposition, pil_to_rgb, upright
+
 try:
     import simplejpeg
 except ImportError:  # the extra "fast" is not installed
     simplejpeg = None
 
 MAX_PIXELS = 89_478_485  # 256 MB of RGB, where Pillow begins to warn of a decompression bomb
-
-EXIF_ORIENTATION = 0x0112
-TRANSPOSITIONS = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
 
 # What Pillow raises for damaged files, depending on format and place of the damage.
 DECODING_ERRORS = (
@@ -77,13 +68,8 @@ def decode_rgb(image: dict[str, Any] | bytes | PIL.Image.Image, name: str = "ima
         return _to_tensor(np.array(_pillow_rgb(image, name)))
     if isinstance(image, bytes):
         image = {"bytes": image, "path": None}
-    if image is None or (image.get("bytes") is None and not image.get("path")):
-        raise ImageDecodeError(f"{name}: holds no image")
-    if image.get("path"):
-        name = f"{image['path']} ({name})"
-    data = image["bytes"] if image.get("bytes") is not None else _read(image["path"], name)
-    if not data:
-        raise ImageDecodeError(f"{name}: the file is empty")
+    data = encoded_bytes(image, name)
+    name = name_with_path(image, name)
     try:
         picture = PIL.Image.open(io.BytesIO(data))
     except PIL.UnidentifiedImageError:
@@ -92,12 +78,32 @@ def decode_rgb(image: dict[str, Any] | bytes | PIL.Image.Image, name: str = "ima
         raise ImageDecodeError(f"{name}: {error}") from None
     if simplejpeg and picture.format == "JPEG" and picture.mode in ("RGB", "L"):
         _check_size(picture, name)
-        if _orientation(picture) not in TRANSPOSITIONS:
+        if exif_transposition(picture) is None:
             try:
                 return _to_tensor(simplejpeg.decode_jpeg(data, "RGB"))
             except ValueError:
                 pass  # stricter than Pillow, which decides
     return _to_tensor(np.array(_pillow_rgb(picture, name)))
+
+
+def encoded_bytes(image: dict[str, Any] | None, name: str = "image") -> bytes:
+    """What is stored of a picture, as for `decode_rgb`.
+
+    Raises:
+        ImageDecodeError: missing, unreadable or empty.
+    """
+    if image is None or (image["bytes"] is None and not image["path"]):
+        raise ImageDecodeError(f"{name}: holds no image")
+    name = name_with_path(image, name)
+    data = image["bytes"] if image["bytes"] is not None else _read(image["path"], name)
+    if not data:
+        raise ImageDecodeError(f"{name}: the file is empty")
+    return data
+
+
+def name_with_path(image: dict[str, Any] | None, name: str) -> str:
+    """How messages name a picture: `photos/cat.jpg (sample 7)`, or without a path `sample 7`."""
+    return f"{image['path']} ({name})" if image and image["path"] else name
 
 
 def _to_tensor(pixels: np.ndarray) -> torch.Tensor:
@@ -119,39 +125,9 @@ def _check_size(picture: PIL.Image.Image, name: str) -> None:
         raise ImageDecodeError(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,}")
 
 
-def _orientation(picture: PIL.Image.Image) -> int | None:
-    try:
-        return picture.getexif().get(EXIF_ORIENTATION)
-    except DECODING_ERRORS:
-        return None
-
-
 def _pillow_rgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
     _check_size(picture, name)
     try:
-        picture.load()
-        orientation = _orientation(picture)  # of a PNG it may be stored behind the pixels
-        if picture.mode == "F":
-            raise ImageDecodeError(
-                f"{name}: has floating-point pixels, whose range is unknown; store it as 8 or 16 bit"
-            )
-        if picture.mode.startswith("I"):
-            picture = _eight_bit(picture, name)
-        if "transparency" in picture.info and picture.mode == "P":
-            picture = picture.convert("RGBA")  # the same colours; on the straight way Pillow warns
-        picture = picture.convert("RGB")
-    except ImageDecodeError:
-        raise
+        return pil_to_rgb(upright(picture))
     except DECODING_ERRORS as error:
         raise ImageDecodeError(f"{name}: the image is damaged or of an odd kind: {error}") from None
-    if orientation in TRANSPOSITIONS:
-        picture = picture.transpose(TRANSPOSITIONS[orientation])
-    return picture
-
-
-def _eight_bit(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    """16-bit gray, which Pillow also holds in 32-bit integers, as 8-bit gray."""
-    values = np.array(picture).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageDecodeError(f"{name}: has 32-bit pixels beyond 0 to 65535; store it as 8 or 16 bit")
-    return PIL.Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))

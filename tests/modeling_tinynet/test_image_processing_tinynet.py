@@ -384,9 +384,9 @@ def test_exif_that_cannot_be_read_counts_as_none(info):
 @pytest.mark.parametrize(
     ("pixels", "problem"),
     [
-        (DEEP.astype(np.float32), "an image of mode F has pixels of unknown range; convert it to 8 or 16 bit"),
-        (DEEP.astype(np.int32) + 1, "an image of mode I must hold 0 to 65535, got 1 to 65536; convert it to .*"),
-        (DEEP.astype(np.int32) - 1, "an image of mode I must hold 0 to 65535, got -1 to 65534; convert it to .*"),
+        (DEEP.astype(np.float32), "floating-point pixels have no known range; convert them to 8 or 16 bit"),
+        (DEEP.astype(np.int32) + 1, "pixels of mode I must lie in 0 to 65535, got 1 to 65536; convert them to .*"),
+        (DEEP.astype(np.int32) - 1, "pixels of mode I must lie in 0 to 65535, got -1 to 65534; convert them to .*"),
     ],
 )
 def test_pixels_of_unknown_range_are_refused(pixels, problem):

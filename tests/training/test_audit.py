@@ -14,8 +14,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from training import audit
-from training.audit import PICTURE, Audited, PictureFacts, audit_split, main, read_facts
+from training import audit, audit_summary
+from training.audit import main
+from training.audit_summary import PICTURE, Audited, PictureFacts, audit_split, read_facts
 from training.config import FIELDS
 from training.decoding import ImageDecodeError, decode_rgb
 
@@ -378,7 +379,7 @@ def test_groups_are_those_of_a_plain_dictionary():
                 members[digest].append((name, index, int(labels[index])))
         splits.append(Audited(labels, pictures, ["undecodable", "PNG L"], [], lambda i, name=name: f"{name} {i}"))
 
-    found = audit.duplicates(*splits, ["ant", "bee", "cat"], max_listed=1000)
+    found = audit_summary.duplicates(*splits, ["ant", "bee", "cat"], max_listed=1000)
     expected = {"train": [], "validation": []}
     leaks, contradictions = set(), {}
     for group in members.values():
@@ -437,7 +438,7 @@ def test_whatever_a_decoder_raises_is_a_finding(monkeypatch):
     split = datasets.Dataset.from_dict({"image": [{"bytes": GOOD, "path": "a.jpg"}]}).cast_column(
         "image", datasets.Image(decode=False)
     )
-    monkeypatch.setattr(audit, "decode_rgb", broken)
+    monkeypatch.setattr(audit_summary, "decode_rgb", broken)
     result = audit_split(PictureFacts(split, "image", "train"), np.array([0]), num_workers=0, max_listed=5)
     assert result.reasons == ["a.jpg (sample 0 of train): AttributeError: no such thing"]
     assert result.pictures["kind"].tolist() == [0]
@@ -449,7 +450,7 @@ def test_whatever_a_decoder_raises_is_a_finding(monkeypatch):
 def test_a_missing_folder_is_one_sentence_and_exit_code_2(tmp_path):
     answer = command("--dataset", tmp_path / "nowhere")
     assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr == f"audit: folder {tmp_path / 'nowhere'} does not exist\n"
+    assert answer.stderr == f"error: folder {tmp_path / 'nowhere'} does not exist\n"
 
 
 @pytest.mark.parametrize(("label", "sentence"), [(None, "has no label"), (-2, "label -2 of sample 1")])
@@ -469,8 +470,8 @@ def test_labels_that_cannot_be_trained_on_are_exit_code_2(tmp_path, capsys, labe
     [
         ([], "the following arguments are required: --dataset"),
         (["--dataset", "digits", "--validation_fraction", "2"], "validation_fraction must be above 0 and below 1"),
-        (["--dataset", "digits", "--num_workers", "-1"], "must be a whole number of 0 or more, got '-1'"),
-        (["--dataset", "digits", "--list", "many"], "must be a whole number of 0 or more, got 'many'"),
+        (["--dataset", "digits", "--num_workers", "-1"], "must be a whole number of at least 0, got '-1'"),
+        (["--dataset", "digits", "--list", "many"], "must be a whole number of at least 0, got 'many'"),
         (["--dataset", "digits", "--report", "nowhere/a.json"], "must be a file in a folder that can be written to"),
         (["--dataset", "digits", "--streaming"], "unrecognized arguments: --streaming"),
     ],

@@ -84,6 +84,7 @@ def test_best_is_what_the_log_says_it_is(whole_run):
     assert epochs[best["epoch"] - 1][best["weights"]]["top_1_correct"] == best["top_1_correct"]
 
 
+@pytest.mark.fault("28 no, two and four loader workers")
 @pytest.mark.parametrize("workers", [2, 4])
 def test_any_number_of_workers_gives_the_same_weights(whole_run, workers, tmp_path):
     trained(*WHOLE, "--num_workers", workers, folder=tmp_path)
@@ -216,6 +217,7 @@ def test_bf16_autocast_trains(tmp_path):
     assert weights["conv_stem.weight"].dtype == torch.float32
 
 
+@pytest.mark.fault("22 overflow with a gradient scaler")
 def test_an_overflow_skips_the_step_and_halves_the_scale():
     """What fp16 training does at an overflow, with torch's scaler for the CPU, which runs the same code."""
     model = torch.nn.Linear(4, 2)

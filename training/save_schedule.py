@@ -20,7 +20,7 @@ class SaveSchedule:
     """
 
     def __init__(self, every: str, step: int, clock: Callable[[], float] = time.monotonic) -> None:
-        match = PATTERN.fullmatch(every.strip())
+        match = PATTERN.fullmatch(every)
         if match is None:
             raise ValueError(f"an interval must be like 500steps or 10min, got {every!r}")
         self._number, self._in_steps = int(match[1]), match[2].startswith("step")

@@ -297,7 +297,7 @@ PICTURES = (
 )
 
 
-@pytest.mark.fault("13 bad images are replaced on request, the same each time")
+@pytest.mark.fault("13 bad images are named, or replaced on request")
 def test_bad_pictures_are_replaced_counted_and_limited(tmp_path):
     pictures = picture_folder(tmp_path / "pictures")
     for index in (2, 5):

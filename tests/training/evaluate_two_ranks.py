@@ -15,7 +15,7 @@ from torch import nn
 from training.evaluation import evaluate
 from training.sampling import evaluation_indices
 
-SIZES = (1, 2, 3, 31, 32, 33, 65)
+SIZES = range(1, 66)
 NUM_CLASSES = 7
 BATCH_SIZE = 16
 
@@ -81,6 +81,14 @@ def main(path):
         evaluate(make_models(), loader, preprocess=preprocess, num_samples=3, num_classes=NUM_CLASSES)
     except RuntimeError as error:
         results["repeated"] = str(error)
+
+    images, labels = make_samples(65)
+    loader = batches(images, labels, evaluation_indices(65, dist.get_rank(), 2))
+    options = {"preprocess": preprocess, "num_samples": 65, "num_classes": NUM_CLASSES}
+    stopped = [None, None]
+    result = evaluate(make_models(), loader, should_stop=lambda: dist.get_rank() == 1, **options)
+    dist.all_gather_object(stopped, result is None)
+    results["stopped"] = stopped
     if dist.get_rank() == 0:
         with open(path, "w") as file:
             json.dump(results, file)

@@ -461,7 +461,7 @@ def test_labels_that_cannot_be_trained_on_are_exit_code_2(tmp_path, capsys, labe
     data.to_parquet(tmp_path / "train.parquet")
     assert main(["--dataset", str(tmp_path / "train.parquet")]) == 2
     captured = capsys.readouterr()
-    assert sentence in captured.err and captured.err.splitlines()[-1].startswith("audit: ")
+    assert sentence in captured.err and captured.err.splitlines()[-1].startswith("error: ")
     assert captured.out == ""
 
 

@@ -2,7 +2,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from training.batch_norm import average_batch_norm_statistics
+from training.batch_norm import (
+    average_batch_norm_statistics,
+    batch_norm_statistics,
+    set_batch_norm_statistics,
+)
 
 
 def build():
@@ -60,3 +64,22 @@ def test_one_process_keeps_its_statistics():
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     average_batch_norm_statistics(model)
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_statistics_of_several_models_are_taken_and_put_back():
+    models = [build(), build()]
+    fill(models[0], rank=0)
+    fill(models[1], rank=1)
+    states = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    statistics = batch_norm_statistics(models)
+    assert len(statistics) == 2 * 2 * (4 + 4 + 6)
+    for model in models:
+        fill(model, rank=5)
+    set_batch_norm_statistics(models, statistics)
+    for model, state in zip(models, states, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_without_statistics_has_none():
+    assert len(batch_norm_statistics([nn.Linear(2, 2)])) == 0
+    set_batch_norm_statistics([nn.Linear(2, 2)], torch.empty(0))

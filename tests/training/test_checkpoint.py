@@ -1,9 +1,12 @@
+import errno
 import itertools
 import json
 import os
 import random
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -135,21 +138,25 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 # Damage
 
 
+@pytest.mark.fault("05 one byte flipped in a file of a checkpoint")
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_byte_anywhere_is_rejected_and_the_previous_checkpoint_taken(tmp_path, name):
+def test_a_flipped_byte_anywhere_is_rejected_and_the_previous_checkpoint_taken(tmp_path, name, thorough, tried):
     rng = random.Random(name)
+    flips = 100 if thorough else 20
+    tried(2 + flips)
     save(tmp_path, 1)
     size = (save(tmp_path, 2) / name).stat().st_size
-    for position in [0, size - 1, *rng.choices(range(size), k=20)]:
+    for position in [0, size - 1, *rng.choices(range(size), k=flips)]:
         path = save(tmp_path, 2)
         flip_byte(path / name, position, rng)
         assert latest_checkpoint(tmp_path).name == "step-000001"
         with pytest.raises(CheckpointError, match="is not a whole checkpoint"):
             load_checkpoint(next(tmp_path.glob(".rejected-step-000002-*")))
     assert_holds(tmp_path / "step-000001", 1)
-    assert len(list(tmp_path.glob(".rejected-step-000002-*"))) == 22
+    assert len(list(tmp_path.glob(".rejected-step-000002-*"))) == 2 + flips
 
 
+@pytest.mark.fault("06 files of a checkpoint cut or missing")
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "a folder"])
 def test_a_bad_file_is_named_in_the_rejected_folder(tmp_path, name, damage):
@@ -168,6 +175,7 @@ def test_a_bad_file_is_named_in_the_rejected_folder(tmp_path, name, damage):
     assert names(tmp_path) == [f".rejected-step-000002-{reason}-{name}", "step-000001"]
 
 
+@pytest.mark.fault("07 every checkpoint damaged")
 def test_all_checkpoints_bad_is_an_error_now_and_later(tmp_path):
     """Later as well: the bad ones have been renamed by then, and a run must still not start at step 0 in silence."""
     for step in (1, 2):
@@ -243,6 +251,7 @@ def killed_at_boundary(monkeypatch, folder, step, boundary) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.fault("04 kill at each write and rename of a save")
 def test_a_kill_at_any_boundary_leaves_a_whole_newest_checkpoint(tmp_path, monkeypatch):
     newest = []
     for boundary in itertools.count(1):
@@ -262,6 +271,7 @@ def test_a_kill_at_any_boundary_leaves_a_whole_newest_checkpoint(tmp_path, monke
     assert newest == [2] * 7 + [3] * 2
 
 
+@pytest.mark.fault("04 kill at each write and rename of a save")
 def test_a_kill_while_replacing_a_step_leaves_a_whole_newest_checkpoint(tmp_path, monkeypatch):
     for boundary in itertools.count(1):
         folder = tmp_path / str(boundary)
@@ -273,6 +283,7 @@ def test_a_kill_while_replacing_a_step_leaves_a_whole_newest_checkpoint(tmp_path
         assert_holds(path, int(path.name[-1]))
 
 
+@pytest.mark.fault("08 disk full")
 def test_an_error_at_any_boundary_leaves_the_previous_checkpoint_and_nothing_else(tmp_path):
     def fail():
         raise OSError(28, "No space left on device")
@@ -286,6 +297,27 @@ def test_an_error_at_any_boundary_leaves_the_previous_checkpoint_and_nothing_els
                 save(tmp_path, 3)
         assert names(tmp_path) == ["step-000001", "step-000002"]
         assert_holds(latest_checkpoint(tmp_path), 2)
+
+
+@pytest.mark.fault("08 disk full")
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="only root may mount a small disk")
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        with pytest.raises(OSError) as error:
+            for step in range(1, 100_000):
+                save_checkpoint(disk / "checkpoints", step, *contents(step), keep=100_000)
+        assert error.value.errno == errno.ENOSPC
+        newest = latest_checkpoint(disk / "checkpoints")
+        assert newest.name == f"step-{step - 1:06d}" and step > 2
+        assert_holds(newest, step - 1)
+        assert not [name for name in os.listdir(disk / "checkpoints") if name.startswith(".")]
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_file_that_the_system_cuts_short_is_an_error_that_leaves_nothing(tmp_path):

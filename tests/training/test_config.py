@@ -19,6 +19,7 @@ from training.config import (
     parse_config,
     read_recipe,
     rescaled,
+    skip_limit,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -267,6 +268,14 @@ def test_wrong_recipes_are_refused_with_file_and_line(recipe, refusal, text, sen
             ["--per_device_batch_size", "100"],
             "global_batch_size must be a multiple of per_device_batch_size, got 1024 and 100",
         ),
+        (["--on_bad_image", "skip"], "on_bad_image must be stop, or skip:N with a whole N, got 'skip'"),
+        (["--on_nonfinite", "skip:0"], "on_nonfinite must be stop, or skip:N with a whole N, got 'skip:0'"),
+        (["--save_every", "10"], "save_every must be an interval like 500steps or 10min, got '10'"),
+        (["--timeout_s", "0"], "timeout_s must be at least 1, got 0"),
+        (
+            ["--streaming", "--on_bad_image", "skip:5"],
+            "on_bad_image must be stop for a stream, got skip:5: it has no other sample",
+        ),
         (["--min_lr", "0.1"], "min_lr must not be above lr (0.048), got 0.1"),
         (
             ["--schedule", "cosine", "--epochs", "3"],
@@ -312,6 +321,10 @@ def test_a_recipe_that_cannot_be_read_is_refused(tmp_path, refusal):
 def test_construction_is_checked_as_the_command_line_is(values, sentence):
     with pytest.raises(ValueError, match=sentence):
         TrainConfig(**values)
+
+
+def test_stop_tolerates_nothing_and_skip_its_number():
+    assert (skip_limit("stop"), skip_limit("skip:12")) == (0, 12)
 
 
 def test_names_of_other_trainers_lead_to_fields():

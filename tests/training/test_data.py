@@ -144,6 +144,7 @@ def test_of_several_validation_splits_the_first_usual_name_is_taken(tmp_path):
     assert load_splits(dataset, validation_split="test").validation[0]["label"] == 0
 
 
+@pytest.mark.fault("16 empty or missing classes, stray metadata")
 @pytest.mark.parametrize("empty", [[], ["val/ant/"]])
 def test_class_missing_in_validation_does_not_shift_the_others(tmp_path, empty):
     dataset = write_folder(
@@ -202,6 +203,7 @@ def test_folder_of_metadata_with_labels_is_read(tmp_path):
     assert decode_rgb(splits.train[0]["image"]).shape == (3, 10, 12)
 
 
+@pytest.mark.fault("16 empty or missing classes, stray metadata")
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
@@ -257,6 +259,7 @@ def test_class_folder_without_pictures_says_what_it_holds(tmp_path):
     refuses("class folder {}/train/bee holds no pictures (only 1.txt): fill or delete it", dataset)
 
 
+@pytest.mark.fault("16 empty or missing classes, stray metadata")
 def test_stray_metadata_file_is_named(tmp_path):
     dataset = write_folder(tmp_path, "train/ant/1.jpg", "train/bee/1.jpg", "val/ant/1.jpg")
     (tmp_path / "train/metadata.csv").write_text("file_name,photographer\nant/1.jpg,me\nbee/1.jpg,you\n")
@@ -394,6 +397,7 @@ def test_columns_that_are_not_there_are_named(tmp_path):
     assert load_splits(both).description.endswith("evaluated on its split 'test'")
 
 
+@pytest.mark.fault("15 labels missing or out of range")
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
@@ -414,6 +418,7 @@ def test_labels_that_cannot_be_trained_on_are_refused(tmp_path, labels, sentence
     )
 
 
+@pytest.mark.fault("15 labels missing or out of range")
 def test_class_label_out_of_range_is_named(tmp_path):
     """`datasets` checks only what it writes itself, so that the file is changed afterwards."""
     dataset = tmp_path / "train.parquet"
@@ -515,6 +520,7 @@ ODD_BUT_GOOD = {
 }
 
 
+@pytest.mark.fault("14 odd images decode to documented pixels")
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")  # the witness's, not ours
 @pytest.mark.parametrize("kind", ODD_BUT_GOOD)
 def test_pixels_are_pillows(kind):
@@ -551,6 +557,7 @@ def test_fast_decoder_is_used_for_plain_jpegs_only(monkeypatch):
     assert decoded == [ODD_BUT_GOOD[kind] for kind in plain]
 
 
+@pytest.mark.fault("14 odd images decode to documented pixels")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_as_pillow_does(kind, orientation):
@@ -573,6 +580,7 @@ def test_unreadable_exif_counts_as_none(exif):
     assert (decode_rgb(encode(PHOTO, "JPEG", exif=exif)) == decode_rgb(encode(PHOTO, "JPEG"))).all()
 
 
+@pytest.mark.fault("14 odd images decode to documented pixels")
 @pytest.mark.parametrize(
     "data",
     [
@@ -602,6 +610,7 @@ def test_decoded_image_lies_in_channels_last_memory():
         assert decode_rgb(ODD_BUT_GOOD[kind]).unsqueeze(0).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.fault("13 bad images are named, or replaced on request")
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
@@ -752,6 +761,7 @@ def test_evaluation_is_the_same_each_time_with_any_number_of_workers():
         assert_same_batches(batches(loader), expected)
 
 
+@pytest.mark.fault("15 labels missing or out of range")
 @pytest.mark.parametrize("label", [-1, 3, None, 1.5])
 def test_label_out_of_range_is_named_with_its_sample(label):
     split = datasets.Dataset.from_dict({"image": pictures(2), "label": [0, label]})
@@ -759,6 +769,7 @@ def test_label_out_of_range_is_named_with_its_sample(label):
         ImageDataset(split, "image", "label", NoisyCorner(), 3)[(0, 1)]
 
 
+@pytest.mark.fault("13 bad images are named, or replaced on request")
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_damaged_picture_ends_loading_with_its_path(tmp_path, num_workers):
     write_folder(tmp_path, "train/ant/1.jpg", "train/ant/2.jpg", "train/bee/1.jpg", "val/ant/1.jpg")
@@ -773,6 +784,37 @@ def test_damaged_picture_ends_loading_with_its_path(tmp_path, num_workers):
     del error  # its traceback and this frame hold each other, and the garbage collector is slow to end workers
     # A worker's message is its whole traceback, the sentence at its end.
     assert message.endswith(f"{bad} (sample 1): is not an image, or of a kind that Pillow does not know")
+
+
+def with_bad_pictures(bad: list[int], count: int = 12) -> datasets.Dataset:
+    images = [
+        {"bytes": b"<html>", "path": f"{i}.jpg"} if i in bad else image for i, image in enumerate(pictures(count))
+    ]
+    features = datasets.Features(
+        {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["a", "b", "c"])}
+    )
+    return datasets.Dataset.from_dict({"image": images, "label": [i % 3 for i in range(count)]}, features=features)
+
+
+@pytest.mark.fault("13 bad images are named, or replaced on request")
+def test_a_bad_picture_is_replaced_by_what_its_key_says():
+    dataset = ImageDataset(with_bad_pictures([3, 7]), "image", "label", NoisyCorner(), 3, replace_bad_images=True)
+    keys = [(epoch, index) for epoch in range(8) for index in (2, 3)]
+    samples = [dataset[key] for key in keys]
+    assert [(sample["index"], sample["replaced"]) for sample in samples] == 8 * [(2, False), (3, True)]
+    again = [dataset[key] for key in reversed(keys)][::-1]
+    for one, other in zip(samples, again, strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"]) and one["labels"] == other["labels"]
+    labels = [sample["labels"] for sample in samples[1::2]]
+    assert set(labels) == {0, 1, 2}  # another one in each epoch
+
+
+def test_a_data_set_without_good_pictures_is_named_by_the_one_asked_for():
+    dataset = ImageDataset(
+        with_bad_pictures([*range(12)]), "image", "label", NoisyCorner(), 3, replace_bad_images=True
+    )
+    with pytest.raises(ImageDecodeError, match=r"^5\.jpg \(sample 5\): is not an image"):
+        dataset[(0, 5)]
 
 
 # Streaming

@@ -70,6 +70,7 @@ def two_ranks(tmp_path_factory):
     return json.loads(path.read_text())
 
 
+@pytest.mark.fault("20 evaluation counts, 1 to 65 images")
 @pytest.mark.parametrize("n", SIZES)
 def test_one_rank_counts_what_a_plain_loop_counts(n):
     images, labels = make_samples(n)
@@ -78,6 +79,7 @@ def test_one_rank_counts_what_a_plain_loop_counts(n):
         assert_equal(results[name], plain_loop(model, images, labels))
 
 
+@pytest.mark.fault("20 evaluation counts, 1 to 65 images")
 @pytest.mark.parametrize("n", SIZES)
 def test_two_ranks_count_what_a_plain_loop_counts(two_ranks, n):
     images, labels = make_samples(n)
@@ -123,6 +125,15 @@ def test_the_models_see_each_batch_once_and_progress_counts_the_images():
     options = {"preprocess": preprocess, "num_samples": 33, "num_classes": NUM_CLASSES}
     evaluate(make_models(), loader(), progress=progress.append, **options)
     assert taken == progress == [BATCH_SIZE, BATCH_SIZE, 1]
+
+
+def test_a_stop_on_one_rank_leaves_all_without_a_result(two_ranks):
+    assert two_ranks["stopped"] == [True, True]
+    asked = iter([False, True])
+    seen = []
+    images, labels = make_samples(65)
+    assert run(make_models(), images, labels, should_stop=lambda: next(asked), progress=seen.append) is None
+    assert seen == [BATCH_SIZE]
 
 
 def test_every_module_gets_its_mode_back_after_an_error_too():

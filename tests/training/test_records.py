@@ -87,6 +87,14 @@ def test_a_resumed_log_has_the_bytes_of_an_uninterrupted_one(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.jsonl", "whole.jsonl"]
 
 
+def test_an_epoch_whose_end_is_to_be_done_again_is_forgotten(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    write_run(log, 1, 25)
+    log.truncate_after(20, epoch_end_due=True)
+    records = [(record["kind"], record["step"]) for record in read_metrics(log.path)]
+    assert records == [*(("step", n) for n in range(1, 11)), ("epoch", 10), *(("step", n) for n in range(11, 21))]
+
+
 def test_a_last_line_cut_at_any_byte_is_passed_over_and_then_overwritten(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     write_run(log, 1, 4)

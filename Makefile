@@ -7,6 +7,9 @@ INSTALLED := .venv/.installed
 # accelerate launch would otherwise give one thread to a machine with few cores
 THREADS := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 
+# One test process on each core; one that is done takes over tests of another
+PYTEST := $(BIN)/python -m pytest -q -n logical --dist worksteal
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help train test faults upstream gpu quality format clean
@@ -20,10 +23,10 @@ train: $(INSTALLED) ## train TinyNet-E on handwritten digits, a few minutes on t
 		--run_name quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: $(INSTALLED) ## run all tests that need no GPU, without network
-	$(BIN)/python -m pytest -q -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 faults: $(INSTALLED) ## kill, damage and starve training in every way of the table in the README, half an hour
-	$(BIN)/python -m pytest -q -m fault --thorough --faults_table benchmarks/results/faults.json
+	$(PYTEST) -m fault --thorough --faults_table benchmarks/results/faults.json
 
 upstream: $(INSTALLED) ## run transformers' own tests of a vision model on TinyNet (downloads their sources)
 	$(BIN)/python tests/upstream/run.py

@@ -65,14 +65,12 @@ def variants_table() -> str:
 def quickstart_table() -> str:
     summary = results("quickstart")
     best = summary["best"]
-    lines = [
+    text = (
         f"top-1 **{best['top_1_correct']}/{best['n']} = {100 * best['top_1']:.3f} %** on the held-out fifth after "
         f"{summary['elapsed_s']:.0f} seconds of training ({summary['epochs']} epochs at "
-        f"{summary['images_per_s']:.0f} images/s).",
-        "",
-        origin(summary["environment"]),
-    ]
-    return "\n".join(lines)
+        f"{summary['images_per_s']:.0f} images/s)."
+    )
+    return f"{text}\n\n{origin(summary['environment'])}"
 
 
 def model_table() -> str:
@@ -138,16 +136,20 @@ def photos_text() -> str:
     def counts(kind: str) -> str:
         return ", ".join(f"{seed[kind]['correct']}/{seed[kind]['n']}" for seed in seeds)
 
-    lines = [
+    text = (
         f"On crops from {len(first['classes'])} real photographs TinyNet-E, from scratch, names "
         f"{first['correct']}/{first['n']} = {100 * first['correct'] / first['n']:.1f} % of held-out crops after "
         f"{first['seconds']:.0f} seconds. Fine-tuned from there on {len(report['new']['classes'])} other classes for "
         f"{seeds[0]['fine_tuned']['steps']} steps: {counts('fine_tuned')} right with three seeds; from scratch in as "
-        f"many steps: {counts('from_scratch')}.",
-        "",
-        origin(report["environment"]),
-    ]
-    return "\n".join(lines)
+        f"many steps: {counts('from_scratch')}."
+    )
+    return f"{text}\n\n{origin(report['environment'])}"
+
+
+def faults_table() -> str:
+    report = results("faults")
+    rows = [(case["case"], str(case["tried"]), str(case["passed"])) for case in report["cases"]]
+    return f"{table(('case', 'tried', 'passed'), rows)}\n\n`make faults`. {origin(report['environment'])}"
 
 
 def results(name: str) -> dict[str, Any]:
@@ -173,6 +175,7 @@ TABLES = {
     "optimizer": optimizer_table,
     "train": train_table,
     "photos": photos_text,
+    "faults": faults_table,
 }
 
 

@@ -43,9 +43,6 @@ def thorough(request: pytest.FixtureRequest) -> bool:
     return request.config.getoption("--thorough")
 
 
-FAULTS = pytest.StashKey[dict[str, list[int]]]()
-
-
 @pytest.fixture
 def tried(request: pytest.FixtureRequest) -> Callable[[int], None]:
     """Says how many tries a test marked fault makes; one unless it is called."""
@@ -54,24 +51,36 @@ def tried(request: pytest.FixtureRequest) -> Callable[[int], None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
-    report = yield
     mark = item.get_closest_marker("fault")
-    if mark and (report.when == "call" or report.skipped):
-        number = dict(item.user_properties).get("tried", 1)
-        row = item.config.stash.setdefault(FAULTS, {}).setdefault(mark.args[0], [0, 0])
-        row[0] += number if not report.skipped else 0
-        row[1] += number if report.passed else 0
-    return report
+    if mark and call.when == "setup":
+        item.user_properties.append(("fault", mark.args[0]))
+    return (yield)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("--faults_table")
-    if path:
+class FaultsTable:
+    """Adds up the tests marked fault, whichever process ran them."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[int]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        properties = dict(report.user_properties)
+        if "fault" in properties and (report.when == "call" or report.skipped or report.failed):
+            row = self.rows.setdefault(properties["fault"], [0, 0])
+            row[0] += 0 if report.skipped else properties.get("tried", 1)
+            row[1] += properties.get("tried", 1) if report.passed else 0
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         from training.environment import environment
 
-        rows = session.config.stash.get(FAULTS, {})
-        cases = [{"case": case, "tried": tried, "passed": passed} for case, (tried, passed) in sorted(rows.items())]
-        path.write_text(json.dumps({"environment": environment(), "cases": cases}, indent=2) + "\n")
+        cases = [{"case": case, "tried": tried, "passed": passed} for case, (tried, passed) in sorted(self.rows.items())]
+        text = json.dumps({"environment": environment(), "cases": cases}, indent=2)
+        session.config.getoption("--faults_table").write_text(f"{text}\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--faults_table") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FaultsTable())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1,9 +1,21 @@
-"""Types of command-line arguments that several commands take: checked while the line is read, in one sentence."""
+"""Command-line arguments that several commands take: checked while the line is read, in one sentence."""
 
 import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+from training.config import FIELDS, TrainConfig, short_text
+
+DATA_FLAGS = (
+    "dataset",
+    "dataset_name",
+    "train_split",
+    "validation_split",
+    "image_column",
+    "label_column",
+    "validation_fraction",
+)
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -23,3 +35,26 @@ def output_file(text: str) -> Path:
     if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text} must be a file in a folder that can be written to")
     return path
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Add those flags of train.py that say what the data set is; `data_config` reads them."""
+    data = parser.add_argument_group("data, as for train.py")
+    for name in DATA_FLAGS:
+        field, required = FIELDS[name], name == "dataset"
+        default = "" if required or field.default is None else f" (default: {short_text(field.default)})"
+        data.add_argument(
+            f"--{name}",
+            required=required,
+            default=field.default,
+            metavar="X" if name == "validation_fraction" else "TEXT",
+            help=field.metadata["help"] + default,
+        )
+
+
+def data_config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> TrainConfig:
+    """The configuration of these flags; ends with code 2 and one sentence where one is wrong."""
+    try:
+        return TrainConfig(**{name: getattr(options, name) for name in DATA_FLAGS})
+    except ValueError as error:
+        parser.error(str(error))

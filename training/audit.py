@@ -13,22 +13,13 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from training.arguments import output_file, whole_number
+from training.arguments import add_data_flags, data_config, output_file, whole_number
 from training.audit_report import report, verdict
 from training.audit_summary import PictureFacts, audit_split, num_undecodable, summarize
-from training.config import FIELDS, TrainConfig, default_num_workers, short_text
+from training.config import default_num_workers
 from training.records import write_summary
 from training.sources import DataError, load_splits
 
-DATA_FLAGS = (
-    "dataset",
-    "dataset_name",
-    "train_split",
-    "validation_split",
-    "image_column",
-    "label_column",
-    "validation_fraction",
-)
 EPILOG = """\
 what it looks for:
   undecodable pictures (empty, damaged, web pages named .jpg, floating-point pixels, ...): each would end a run
@@ -59,17 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    data = parser.add_argument_group("data, as for train.py")
-    for name in DATA_FLAGS:
-        field, required = FIELDS[name], name == "dataset"
-        default = "" if required or field.default is None else f" (default: {short_text(field.default)})"
-        data.add_argument(
-            f"--{name}",
-            required=required,
-            default=field.default,
-            metavar="X" if name == "validation_fraction" else "TEXT",
-            help=field.metadata["help"] + default,
-        )
+    add_data_flags(parser)
     running = parser.add_argument_group("running")
     running.add_argument(
         "--num_workers",
@@ -95,10 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the report. Returns the exit code: 0; 1 if pictures cannot be decoded; 2 after a sentence on a mistake."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    try:
-        config = TrainConfig(**{name: getattr(options, name) for name in DATA_FLAGS})
-    except ValueError as error:
-        parser.error(str(error))
+    config = data_config(parser, options)
     try:
         splits = load_splits(config.dataset, **config.source())
     except DataError as error:

@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 
 from training import audit, audit_summary
+from training.arguments import DATA_FLAGS
 from training.audit import main
 from training.audit_summary import PICTURE, Audited, PictureFacts, audit_split, read_facts
 from training.config import FIELDS
@@ -485,12 +486,12 @@ def test_a_wrong_flag_is_exit_code_2(capsys, arguments, sentence):
 
 def test_flags_of_the_data_are_those_of_the_trainer(capsys):
     options = vars(audit.build_parser().parse_args(["--dataset", "digits"]))
-    for name in audit.DATA_FLAGS[1:]:
+    for name in DATA_FLAGS[1:]:
         assert options[name] == FIELDS[name].default
     with pytest.raises(SystemExit) as exit:
         main(["--help"])
     assert exit.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name in audit.DATA_FLAGS:
+    for name in DATA_FLAGS:
         assert f"--{name}" in text and FIELDS[name].metadata["help"] in text
     assert "exit code:" in text and "(default: 0.2)" in text

@@ -6,8 +6,9 @@ Train a TinyNet, from scratch or from saved weights, on one process or many.
     accelerate launch --config_file configuration/accelerate/eight_gpus.yaml train.py \
         --recipe configuration/tinynet_c.yaml --dataset ILSVRC/imagenet-1k
 
---explain prints what a run would be; --help lists every flag. The same command continues an interrupted run, and ends
-with the same weights to the bit. SIGTERM, SIGUSR1 and Ctrl-C save first; the exit code is then 75.
+--explain prints what a run would be, --doctor what limits it; --help lists every flag. The same command continues an
+interrupted run, and ends with the same weights to the bit. SIGTERM, SIGUSR1 and Ctrl-C save first; the exit code is
+then 75.
 
 One unit: the optimizer step. Nothing random has a state: the order of the samples is a function of (seed, epoch), the
 augmentation of a sample of (seed, epoch, index), dropout of (seed, step, rank), the learning rate of the step. What a
@@ -49,6 +50,7 @@ from training.data import LabelError, build_dataset, build_eval_loader, build_tr
 from training.decoding import ImageDecodeError
 from training.device_transforms import DeviceTransform
 from training.display import StepTimer, TrainingDisplay
+from training.doctor import diagnose
 from training.ema import ExponentialMovingAverage
 from training.environment import environment
 from training.evaluation import evaluate
@@ -129,6 +131,10 @@ def main(argv: list[str]) -> None:
             config.drop_last,
         )
     total_steps = config.epochs * plan.steps_per_epoch
+    if command_line.doctor:
+        picture = diagnose(config, splits, plan, device=device, rank=rank)  # of all ranks at once, as they will train
+        if is_main:
+            print(picture, flush=True)
 
     # 4. Model.
     with mistakes_as_run_errors():

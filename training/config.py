@@ -426,6 +426,7 @@ class CommandLine:
 
     recipe: str | None  # the file, or None for the defaults
     explain: bool  # print what the run would be, and stop
+    doctor: bool  # measure what limits the run before it begins
     rescaling: str | None  # the sentence of `rescaled`, for people to see
 
 
@@ -437,7 +438,7 @@ def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, CommandLine]:
     parser = _build_parser()
     namespace, unknown = parser.parse_known_args([_with_underscores(argument) for argument in argv])
     flags = vars(namespace)
-    recipe_path, explain = flags.pop("recipe"), flags.pop("explain")
+    recipe_path, explain, doctor = flags.pop("recipe"), flags.pop("explain"), flags.pop("doctor")
     try:
         if unknown:
             raise ValueError(_unknown_argument(unknown))
@@ -453,7 +454,7 @@ def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, CommandLine]:
         config, rescaling = rescaled(config, reference)
     except ValueError as error:
         parser.error(str(error))
-    return config, CommandLine(recipe_path, explain, rescaling)
+    return config, CommandLine(recipe_path, explain, doctor, rescaling)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -476,7 +477,7 @@ examples:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        usage="accelerate launch train.py [--recipe FILE] [--explain] [--FLAG VALUE ...]",
+        usage="accelerate launch train.py [--recipe FILE] [--explain] [--doctor] [--FLAG VALUE ...]",
         description="Train a TinyNet. Every flag is also a key of a recipe; defaults < recipe < flags.\n"
         "A switch is turned off by --no_NAME, a value unset by null.",
         epilog=EPILOG,
@@ -486,6 +487,9 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--recipe", metavar="FILE", default=None, help="YAML file of fields to change (default: none)")
     parser.add_argument("--explain", action="store_true", default=False, help="print what the run would be, and stop")
+    parser.add_argument(
+        "--doctor", action="store_true", default=False, help="measure for 20 seconds what limits the run, then train"
+    )
     for group, description in GROUPS.items():
         section = parser.add_argument_group(group, description)
         for field in (field for field in FIELDS.values() if field.metadata["group"] == group):
@@ -525,7 +529,7 @@ def _unknown_argument(arguments: list[str]) -> str:
         return f"unexpected argument {arguments[0]!r}; every value needs its flag before it"
     name = flag[2:].partition("=")[0]
     switches = [f"no_{field}" for field in FIELDS if TYPES[field] is bool]
-    names = [*FIELDS, *switches, "recipe", "explain", "help"]
+    names = [*FIELDS, *switches, "recipe", "explain", "doctor", "help"]
     return f"unknown flag --{name}{_suggestion(name, names, prefix='--')}"
 
 
@@ -567,8 +571,12 @@ def default_num_workers(local_processes: int) -> int:
     TinyNet. Fewer cores than processes give 0, which loads in the training process itself. 16 bounds memory and
     start-up time; more is worth a try on a machine that has the cores and still waits for data.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores // local_processes, 16)
+    return min(available_cores() // local_processes, 16)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def skip_limit(choice: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import torch
 from datasets.distributed import split_dataset_by_node
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from training.decoding import ImageDecodeError, decode_rgb
 from training.loader_workers import begin_worker
@@ -222,7 +222,8 @@ def build_train_loader(
     many micro-batches from it as the plan says.
 
     Returns:
-        batches `{"pixel_values": uint8 (B, 3, S, S), "labels": int64 (B,), "index": int64 (B,), "replaced": bool}`.
+        batches `{"pixel_values": uint8 (B, 3, S, S), "labels": int64 (B,), "index": int64 (B,), "replaced": bool}`,
+        the pictures in channels-last memory.
 
     Raises:
         ValueError: a stream with a plan that keeps short batches.
@@ -256,8 +257,16 @@ def build_eval_loader(
     return DataLoader(dataset, batch_size=batch_size, sampler=keys, **options)
 
 
+def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Samples to a batch; the pictures keep their channels-last memory, which copies each of them in one piece."""
+    channels_last = [sample | {"pixel_values": sample["pixel_values"].permute(1, 2, 0)} for sample in samples]
+    batch = default_collate(channels_last)
+    return batch | {"pixel_values": batch["pixel_values"].permute(0, 3, 1, 2)}
+
+
 def _loader_options(num_workers: int) -> dict[str, Any]:
     return {
+        "collate_fn": collate,
         "num_workers": num_workers,
         "pin_memory": torch.cuda.is_available(),
         # Starting a loader draws a number; drawn from here, it leaves the global generator alone.

@@ -5,7 +5,7 @@ alone, drawn on the host for the whole batch at once: they depend neither on the
 process that draws it. mixup and CutMix tie a batch together: theirs are a function of (seed, step, rank).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +19,12 @@ ERASING_TRIES = 10
 ERASING_SCALE = (0.02, 1 / 3)
 ERASING_RATIO = (0.3, 3.3)
 
-# A CPU is faster on slices that stay in its caches; a GPU takes a batch at once.
-CPU_SLICE = 16
-
 # Columns of `sample_uniforms`. Each transform has its own, so that switching one on leaves the others as they were.
 _JITTER_COLUMNS = slice(0, 6)
 _ERASING_COLUMNS = slice(6, 6 + 3 + 2 * ERASING_TRIES)
+
+# Numbers (4 MB) that a core works on at a time: few calls for each picture, and still in a cache.
+CPU_CACHE = 2**20
 
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
@@ -77,6 +77,11 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     Returns:
         float32 (B, 3, H, W), whole numbers from 0 to 255.
     """
+    if images.device.type == "cpu":
+        jittered = torch.empty(images.shape)
+        for members, pictures in _jittered_on_cpu(images, factors, order):
+            jittered[members] = pictures
+        return jittered
     # All three blend the image with something: black, its mean grey, its grey version. So one expression does any of
     # them, and no sample has to be moved into a group of its like. Greys are whole numbers, so that their float32 sum,
     # and with it the mean, is exact for up to 256 x 256 pixels, in whatever order a device adds them.
@@ -86,18 +91,50 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
     images = images.to(torch.float32)
     for factor, blend_weight, is_saturation in weights[..., None, None, None].unbind(2):
-        red, green, blue = images.split(1, dim=1)
-        grey = (red * LUMA_WEIGHTS[0]).add_(green, alpha=LUMA_WEIGHTS[1]).add_(blue, alpha=LUMA_WEIGHTS[2]).floor_()
+        grey = _grey(*images.split(1, dim=1))
         other = torch.where(is_saturation > 0, grey, grey.mean(dim=(2, 3), keepdim=True))
         # addcmul_ rounds as torchvision's add_(alpha=...) does: with anything else, whole numbers fall a step apart.
         images.mul_(factor).addcmul_(other, blend_weight).clamp_(0, 255).floor_()
     return images
 
 
+def _jittered_on_cpu(images: Tensor, factors: Tensor, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """`color_jitter`, bit for bit, of some samples at a time: (their numbers, pictures in contiguous planes).
+
+    They have one order in common, so that no step computes what it does not need."""
+    count = max(1, CPU_CACHE // images[0].numel())
+    kinds, kind_of_sample = order.unique(dim=0, return_inverse=True)
+    for number, kind in enumerate(kinds.tolist()):
+        for members in (kind_of_sample == number).nonzero()[:, 0].split(count):
+            pictures = torch.empty(len(members), *images.shape[1:])
+            for picture, member in zip(pictures, members.tolist(), strict=True):
+                picture.copy_(images[member])
+            for step in kind:
+                factor = factors[members, step][:, None, None, None]
+                grey = None if step == BRIGHTNESS else _grey(*pictures.split(1, dim=1))
+                if step == CONTRAST:
+                    grey.copy_(grey.mean(dim=(2, 3), keepdim=True))
+                pictures.mul_(factor)
+                if grey is not None:
+                    pictures.addcmul_(grey, 1 - factor)
+                pictures.clamp_(0, 255).floor_()
+            yield members, pictures
+
+
+def _grey(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
+    return (red * LUMA_WEIGHTS[0]).add_(green, alpha=LUMA_WEIGHTS[1]).add_(blue, alpha=LUMA_WEIGHTS[2]).floor_()
+
+
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images / 255 - mean) / std per channel, in place, of float images (B, 3, H, W) in 8-bit units."""
-    offset, scale = (255 * torch.tensor([mean, std])[..., None, None]).to(images.device, non_blocking=True)
-    return images.sub_(offset).div_(scale)
+    offset, scale = (255 * torch.tensor([mean, std])).to(images.device, non_blocking=True)
+    if images.device.type == "cpu" and images.is_contiguous(memory_format=torch.channels_last):
+        # A row of pixels at once: three channels alone are too short for a processor's vector units.
+        width = images.shape[3]
+        for rows in images.permute(0, 2, 3, 1).flatten(2):
+            rows.sub_(offset.repeat(width)).div_(scale.repeat(width))
+        return images
+    return images.sub_(offset[:, None, None]).div_(scale[:, None, None])
 
 
 def _rolled(batch: Tensor) -> Tensor:
@@ -262,12 +299,14 @@ class DeviceTransform:
         pixels = torch.empty(
             images.shape, dtype=torch.float32, device=images.device, memory_format=torch.channels_last
         )
-        size = CPU_SLICE if images.device.type == "cpu" else len(images)
-        for start in range(0, len(images), size):
-            part = slice(start, start + size)
-            values = images[part].float() if jitter is None else color_jitter(images[part], *(p[part] for p in jitter))
-            pixels[part] = normalize(values, self.mean, self.std)
-        return pixels
+        if jitter is not None and images.device.type == "cpu":
+            for members, pictures in _jittered_on_cpu(images, *jitter):
+                normalize(pictures, self.mean, self.std)
+                for member, picture in zip(members.tolist(), pictures, strict=True):
+                    pixels[member] = picture
+            return pixels
+        pixels.copy_(images if jitter is None else color_jitter(images, *jitter))
+        return normalize(pixels, self.mean, self.std)
 
     def _mixed(self, pixels: Tensor, targets: Tensor, step: int, rank: int) -> tuple[Tensor, Tensor]:
         if not (self.mixup_alpha or self.cutmix_alpha):

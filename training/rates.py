@@ -159,8 +159,8 @@ def _rate(call: Callable[[Any], Any], items: Iterable[Any], seconds: float, *, p
 
 
 def _read(splits: Splits, seed: int, seconds: float) -> tuple[float, list[dict[str, Any]]]:
-    """(images/s of reading, pictures with their bytes). The loader begins at the other end of the epoch: what was read here
-    lies in the system's cache."""
+    """(images/s of reading, pictures with their bytes). The loader begins at the other end of the epoch: what was read
+    here lies in the system's cache."""
     kept: list[dict[str, Any]] = []
     count, kept_bytes, started_at = 0, 0, time.perf_counter()
     for rows in _rows(splits, seed):

@@ -101,7 +101,7 @@ def test_memory_layout_does_not_change_a_pixel() -> None:
     for index in range(5):
         key = (0, 0, index)
         view = TrainTransform(106)(decoded, key)
-        assert view.is_contiguous() and view.dtype == torch.uint8 and view.shape == (3, 106, 106)
+        assert view.permute(1, 2, 0).is_contiguous() and view.dtype == torch.uint8 and view.shape == (3, 106, 106)
         assert torch.equal(view, TrainTransform(106)(decoded.contiguous(), key))
 
 
@@ -195,7 +195,7 @@ def assert_matches_torchvision(photo: np.ndarray, image_size: int, resize_size: 
     resized = Resize(resize_size, InterpolationMode.BICUBIC)(Image.fromarray(photo))
     expected = CenterCrop(image_size)(resized)
     view = EvalTransform(image_size, resize_size)(as_decoded(photo))
-    assert view.is_contiguous() and view.shape == (3, image_size, image_size)
+    assert view.permute(1, 2, 0).is_contiguous() and view.shape == (3, image_size, image_size)
     assert torch.equal(view, EvalTransform(image_size, resize_size)(as_decoded(photo), (1, 2, 3)))
     assert_same_pixels(view, expected)
 

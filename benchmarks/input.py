@@ -1,7 +1,9 @@
 """
 Training pictures a second beside timm's loader and the transform of transformers' example, on photographs as JPEG.
 
-    python -m benchmarks.input --output benchmarks/results/input.json      # a quarter of an hour on two cores
+    python -m benchmarks.input --output benchmarks/results/input.json --plot docs/input.png
+
+A quarter of an hour on two cores.
 
 What is compared: from JPEG files, which the system's cache holds, to normalised batches, all by the published recipe:
 random crop, flip, colour jitter 0.4, normalisation. All are given the same folder of photographs of ImageNet's usual
@@ -56,7 +58,6 @@ from training.environment import environment
 from training.sampling import TrainingPlan
 from training.sources import Splits, load_splits
 
-ROOT = Path(__file__).parents[1]
 PUBLISHED = TrainConfig()
 MODELS = {192: "tinynet_a", 106: "tinynet_e"}
 LONG, SHORT = 500, 375  # pixels, the commonest size of ImageNet-1k's pictures
@@ -77,18 +78,19 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, nargs="*", default=[1, 2], help="beside one process")
     parser.add_argument("--image_sizes", type=int, nargs="*", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--output", type=Path, help="JSON file for the results; a plot is drawn beside the docs")
+    parser.add_argument("--output", type=Path, help="JSON file for the results, such as benchmarks/results/input.json")
+    parser.add_argument("--plot", type=Path, help="PNG file for a picture of them, such as docs/input.png")
     options = parser.parse_args()
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
 
-    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as loaders:
+    with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         sizes = write_photos(folder / "photos", options.pictures)
         command = ["--dataset", folder / "photos", "--output", folder / "copy", "--shorter_side", PREPARED_SIDE]
         with contextlib.redirect_stdout(sys.stderr):
             prepare.main([*map(str, command), "--resize_validation"])
-        groups = [group for size in options.image_sizes for group in contests(folder, size, options, loaders)]
+        groups = [group for size in options.image_sizes for group in contests(folder, size, options)]
         rates = take_turns([group["turns"] for group in groups], options)
 
     report = {
@@ -105,7 +107,8 @@ def main() -> None:
         print(json.dumps({name: value for name, value in row.items() if name != "by_round"}))
     if options.output:
         options.output.write_text(json.dumps(report, indent=2) + "\n")
-        save_plot(report, ROOT / "docs" / "input.png")
+    if options.plot:
+        save_plot(report, options.plot)
 
 
 def write_photos(root: Path, count: int) -> list[int]:
@@ -140,9 +143,7 @@ def encoded_window(photo: Image.Image, random: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def contests(
-    folder: Path, image_size: int, options: argparse.Namespace, loaders: contextlib.ExitStack
-) -> list[dict[str, Any]]:
+def contests(folder: Path, image_size: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """What is compared at one image size: {"what", "image_size", "num_workers", "turns": {who: turn}}."""
     config = TinyNetConfig.from_variant(MODELS[image_size])
     photos, copy = (load_splits(str(folder / name)) for name in ("photos", "copy"))
@@ -152,10 +153,7 @@ def contests(
         batches = {
             "timm": timms_batches(folder / "photos", config, num_workers, options.batch_size),
             "transformers": transformers_batches(folder / "photos", config, num_workers, options.batch_size),
-            **{
-                name: our_batches(splits, config, num_workers, options.batch_size, loaders)
-                for name, splits in here.items()
-            },
+            **{name: our_batches(splits, config, num_workers, options.batch_size) for name, splits in here.items()},
         }
         turns = {
             name: batch_turn(iterator, PREFETCHED * num_workers, options.batch_size)
@@ -182,9 +180,7 @@ def contests(
     return groups
 
 
-def our_batches(
-    splits: Splits, config: TinyNetConfig, num_workers: int, batch_size: int, loaders: contextlib.ExitStack
-) -> Batches:
+def our_batches(splits: Splits, config: TinyNetConfig, num_workers: int, batch_size: int) -> Batches:
     dataset = build_dataset(
         splits.train,
         TrainTransform(config.image_size, PUBLISHED.crop_scale, PUBLISHED.crop_ratio, PUBLISHED.horizontal_flip),
@@ -193,7 +189,6 @@ def our_batches(
         seed=0,
         rank=0,
         num_processes=1,
-        first_epoch=0,
     )
     plan = TrainingPlan(len(dataset), batch_size, batch_size, drop_last=True)
     device_transform = DeviceTransform(config.image_mean, config.image_std, color_jitter=PUBLISHED.color_jitter)

@@ -129,6 +129,43 @@ def train_table() -> str:
     return f"{table(head, rows)}\n\n{note} {origin(first['environment'])}"
 
 
+def input_table() -> str:
+    report = results("input")
+    rows = []
+    for row in report["results"]:
+        rates, ratios = row["images_per_s"], row["ratio_to"]
+        if row["what"] == "decoding":
+            share = f"**{100 * ratios['decoding']:.0f} %** of decoding alone, {rates['decoding']:.0f}"
+            what, cells = "decoding, crop, resizing, flip", ("", "", f"{rates['here']:.0f}", "", "", share)
+        else:
+            workers = row["num_workers"]
+            how = f"{workers} worker{'' if workers == 1 else 's'}" if workers else "one process"
+            what = f"{row['what']}, {how}"
+            cells = (
+                *(f"{rates[name]:.0f}" if name in rates else "" for name in ("timm", "transformers", "here")),
+                *(f"**{ratios[name]:.2f}**" if name in ratios else "" for name in ("timm", "transformers")),
+                f"{rates['prepared']:.0f} (**{1 / ratios['prepared']:.2f}**)",
+            )
+        rows.append((f"{row['image_size']} px", what, *cells))
+    head = (
+        "",
+        "images/s",
+        "timm",
+        "transformers' example",
+        "here",
+        "here / timm",
+        "here / transformers",
+        "prepared copy",
+    )
+    note = (
+        f"JPEG files of 500 x 375 px and {report['mean_picture_bytes'] / 1e3:.0f} KB to normalised batches, all with "
+        "colour jitter, here on the device and counted; a process has one thread; prepared copies have a shorter side "
+        f"of {report['prepared_side']} px. Medians of {report['rounds']} interleaved rounds."
+    )
+    picture = "![Training images a second by loader, image size and number of workers](docs/input.png)"
+    return f"{picture}\n\n{table(head, rows)}\n\n{note} {origin(report['environment'])}"
+
+
 def photos_text() -> str:
     report = results("photos")
     first, seeds = report["first"], report["new"]["by_seed"]
@@ -174,6 +211,7 @@ TABLES = {
     "model": model_table,
     "optimizer": optimizer_table,
     "train": train_table,
+    "input": input_table,
     "photos": photos_text,
     "faults": faults_table,
 }

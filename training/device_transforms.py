@@ -130,9 +130,9 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     offset, scale = (255 * torch.tensor([mean, std])).to(images.device, non_blocking=True)
     if images.device.type == "cpu" and images.is_contiguous(memory_format=torch.channels_last):
         # A row of pixels at once: three channels alone are too short for a processor's vector units.
-        width = images.shape[3]
+        offset, scale = offset.repeat(images.shape[3]), scale.repeat(images.shape[3])
         for rows in images.permute(0, 2, 3, 1).flatten(2):
-            rows.sub_(offset.repeat(width)).div_(scale.repeat(width))
+            rows.sub_(offset).div_(scale)
         return images
     return images.sub_(offset[:, None, None]).div_(scale[:, None, None])
 

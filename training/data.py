@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import torch
 from datasets.distributed import split_dataset_by_node
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate, get_worker_info
 
 from training.decoding import ImageDecodeError, decode_rgb
 from training.loader_workers import begin_worker
@@ -253,8 +253,21 @@ def build_eval_loader(
     options = _loader_options(num_workers) | {"persistent_workers": num_workers > 0}
     if isinstance(dataset, StreamingImageDataset):
         return DataLoader(dataset, batch_size=batch_size, **options)
-    keys = [(0, index) for index in evaluation_indices(len(dataset), rank, num_processes)]
-    return DataLoader(dataset, batch_size=batch_size, sampler=keys, **options)
+    indices = evaluation_indices(len(dataset), rank, num_processes)
+    return DataLoader(dataset, batch_size=batch_size, sampler=EvaluationKeys(indices), **options)
+
+
+class EvaluationKeys(Sampler):
+    """`sampler` of a `DataLoader`: (epoch 0, index) for each index, none of them before it is asked for."""
+
+    def __init__(self, indices: range) -> None:
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((0, index) for index in self.indices)
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

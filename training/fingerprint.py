@@ -6,6 +6,8 @@ import datasets
 import numpy as np
 import pyarrow.compute as pc
 
+CHUNK = 10_000  # names in memory at once, of what may be millions
+
 
 def data_fingerprint(split: datasets.Dataset, image_column: str, label_column: str) -> str:
     """Hash of a split's order, labels, and files' names or encoded sizes. No picture is read.
@@ -27,10 +29,14 @@ def data_fingerprint(split: datasets.Dataset, image_column: str, label_column: s
     }
     if split._indices is not None:  # `select`ed; the pictures themselves would be copied by `take`
         columns = {name: column.take(split._indices.column(0)) for name, column in columns.items()}
-    # class/file, without the folders above: those say where the data lie.
-    names = ["/".join(path.split("/")[-2:]) for path in columns["paths"].to_pylist()]
     digest = hashlib.sha256()
     digest.update(np.asarray(columns["labels"].to_numpy(), dtype=np.int64).tobytes())
     digest.update(np.asarray(columns["sizes"].to_numpy(), dtype=np.int64).tobytes())
-    digest.update("\0".join(names).encode())
+    separator = ""
+    for start in range(0, len(columns["paths"]), CHUNK):
+        # class/file, without the folders above: those say where the data lie.
+        paths = columns["paths"].slice(start, CHUNK).to_pylist()
+        names = ["/".join(path.split("/")[-2:]) for path in paths]
+        digest.update((separator + "\0".join(names)).encode())
+        separator = "\0"
     return digest.hexdigest()

@@ -321,7 +321,7 @@ def _read_class_folders(root: Path, every_class: bool) -> datasets.Dataset:
         )
     if stray:
         raise DataError(f"{root / stray} lies outside of the class folders: move it into one, or away")
-    paths, labels = [], []
+    paths, labels = [], []  # one array for each class: a million names are a tenth of the size in Arrow
     for label, class_name in enumerate(class_names):
         nested, files = _entries(root / class_name)
         if nested:
@@ -332,12 +332,14 @@ def _read_class_folders(root: Path, every_class: bool) -> datasets.Dataset:
         if every_class and not images:
             found = f"only {_listed(files, 3)}" if files else "nothing"
             raise DataError(f"class folder {root / class_name} holds no pictures ({found}): fill or delete it")
-        paths += [os.path.join(root, class_name, file) for file in images]
-        labels += [label] * len(images)
-    if not paths:
+        paths.append(pa.array([os.path.join(root, class_name, file) for file in images], pa.string()))
+        labels.append(np.full(len(images), label))
+    count = sum(map(len, paths))
+    if not count:
         raise DataError(f"folder {root} holds no pictures")
-    images = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), pa.array(paths)], names=["bytes", "path"])
-    return _labelled(images, np.array(labels), class_names)
+    names = ["bytes", "path"]
+    images = pa.StructArray.from_arrays([pa.nulls(count, pa.binary()), pa.concat_arrays(paths)], names=names)
+    return _labelled(images, np.concatenate(labels), class_names)
 
 
 # Columns

@@ -166,6 +166,22 @@ def input_table() -> str:
     return f"{picture}\n\n{table(head, rows)}\n\n{note} {origin(report['environment'])}"
 
 
+def scale_text() -> str:
+    report = results("scale")
+    again = {row["kind"]: row for row in report["results"] if row["turn"] == "again"}
+    kinds = {"parquet": "rows of Parquet", "tree": "files in folders"}
+    starts = " and ".join(f"{again[kind]['seconds']:.0f} s as {words}" for kind, words in kinds.items())
+    peaks = [
+        memory["peak"] for row in report["results"] for memory in (row["memory_mb"], *row["memory_mb_of_workers"])
+    ]
+    text = (
+        f"With {report['pictures']:,} tiny pictures in {report['classes']:,} classes, a run comes to its first batch "
+        f"in {starts}, {again['tree']['seconds_by_part']['imports']:.0f} s of it for Python's imports; no process "
+        f"takes more than {max(peaks) / 1000:.1f} GB."
+    )
+    return f"{text}\n\n{origin(report['environment'])}"
+
+
 def photos_text() -> str:
     report = results("photos")
     first, seeds = report["first"], report["new"]["by_seed"]
@@ -212,6 +228,7 @@ TABLES = {
     "optimizer": optimizer_table,
     "train": train_table,
     "input": input_table,
+    "scale": scale_text,
     "photos": photos_text,
     "faults": faults_table,
 }

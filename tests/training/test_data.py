@@ -543,18 +543,22 @@ def test_pixels_do_not_depend_on_the_fast_decoder(kind, monkeypatch):
 def test_fast_decoder_is_used_for_plain_jpegs_only(monkeypatch):
     decoded = []
 
+    simplejpeg = decoding.simplejpeg
+
     class Counting:
+        decode_jpeg_header = staticmethod(simplejpeg.decode_jpeg_header)
+
         @staticmethod
         def decode_jpeg(data, colorspace):
             decoded.append(data)
             return simplejpeg.decode_jpeg(data, colorspace)
 
-    simplejpeg = decoding.simplejpeg
     monkeypatch.setattr(decoding, "simplejpeg", Counting)
-    for data in [*ODD_BUT_GOOD.values(), encode(PHOTO, "JPEG", exif=rotated(6))]:
+    upright = encode(PHOTO, "JPEG", exif=rotated(1))
+    for data in [*ODD_BUT_GOOD.values(), encode(PHOTO, "JPEG", exif=rotated(6)), upright]:
         decode_rgb(data)
     plain = ["jpeg", "jpeg without chroma subsampling", "progressive jpeg", "jpeg stored as RGB", "gray jpeg"]
-    assert decoded == [ODD_BUT_GOOD[kind] for kind in plain]
+    assert decoded == [*(ODD_BUT_GOOD[kind] for kind in plain), upright]
 
 
 @pytest.mark.fault("14 odd images decode to documented pixels")
@@ -564,6 +568,20 @@ def test_exif_orientation_is_applied_as_pillow_does(kind, orientation):
     data = encode(PHOTO, kind, exif=rotated(orientation))
     expected = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data))).convert("RGB")
     assert expected.size == ((64, 48) if orientation < 5 else (48, 64))
+    assert (decode_rgb(data).permute(1, 2, 0).numpy() == np.array(expected)).all()
+
+
+@pytest.mark.parametrize("fill", [b"", b"\xff\xff"], ids=["", "after fill bytes"])
+@pytest.mark.parametrize("kind", ["EXIF", "XMP"])
+def test_orientation_is_found_wherever_pillow_finds_it(kind, fill):
+    """Behind other segments, in XMP too, and after the bytes that may fill the space between two segments."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    stored = {"exif": rotated(6)} if kind == "EXIF" else {"xmp": xmp}
+    data = encode(PHOTO, "JPEG", comment=b"\xff\xda is no scan here", **stored)
+    marker = data.index(b"\xff\xe1")
+    data = data[:marker] + fill + data[marker:]
+    expected = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data)))
+    assert expected.size == (48, 64)
     assert (decode_rgb(data).permute(1, 2, 0).numpy() == np.array(expected)).all()
 
 

@@ -105,8 +105,10 @@ class TrainTransform:
         _check_image(image)
         rng = sample_random(*key)
         top, left, height, width = crop_box(image.shape[1], image.shape[2], self.scale, self.ratio, rng)
-        # The batch axis comes first here, so that the box is recognised as channels-last memory and stays in it.
-        box = image.permute(1, 2, 0)[None, top : top + height, left : left + width].permute(0, 3, 1, 2)
+        # One call in place of several slices. By the first stride torch sees channels-last memory, and stays in it.
+        _, down, right = image.stride()
+        start = image.storage_offset() + top * down + left * right
+        box = image.as_strided((1, 3, height, width), (image.numel(), *image.stride()), start)
         # torch's 8-bit kernel: several times faster than its float one, and Pillow's pixels but for single steps.
         view = interpolate(box, size=(self.image_size, self.image_size), mode="bicubic", antialias=True)[0]
         if rng.random() < self.horizontal_flip:

@@ -39,7 +39,7 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
             panel.set_xticks(range(len(of_size)), [_workers(row["num_workers"]) for row in of_size])
             panel.set_title(f"{image_size} px")
         axes[0].set_ylabel("images/s, from JPEG files to normalised batches")
-        axes[-1].legend(frameon=False, loc="upper left")
+        figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=5)
         write_png(figure, path)
 
 

@@ -45,7 +45,7 @@ from training.batch_norm import average_batch_norm_statistics, batch_norm_statis
 from training.checkpoint import CheckpointError, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from training.config import default_num_workers, parse_config, skip_limit
 from training.curves import save_curves
-from training.data import LabelError, build_dataset, build_eval_loader, build_train_loader
+from training.data import build_dataset, build_eval_loader, build_train_loader
 from training.decoding import ImageDecodeError
 from training.device_transforms import DeviceTransform
 from training.display import StepTimer, TrainingDisplay
@@ -72,9 +72,11 @@ from training.run_folder import (
     save_model_folder,
 )
 from training.run_lock import RunFolderInUse, RunLock
+from training.samples import LabelError
 from training.sampling import TrainingPlan
 from training.save_schedule import SaveSchedule
 from training.sources import DataError, load_splits, num_samples
+from training.streaming import StreamPositions
 
 
 def main(argv: list[str]) -> None:
@@ -210,11 +212,21 @@ def main(argv: list[str]) -> None:
         "rank": rank,
         "num_processes": num_processes,
     }
+    positions = None
+    if config.streaming:
+        positions = StreamPositions(
+            num_workers,
+            plan.micro_batches_before(start_step),
+            start_step // plan.steps_per_epoch,
+            saved=tensors["local"].get("stream") if checkpoint is not None else None,
+            rank=rank,
+            num_processes=num_processes,
+        )
     train_loader = build_train_loader(
         build_dataset(
             splits.train,
             train_transform,
-            first_epoch=start_step // plan.steps_per_epoch,
+            positions=positions,
             replace_bad_images=config.on_bad_image != "stop",
             **reading,
         ),
@@ -259,6 +271,10 @@ def main(argv: list[str]) -> None:
             f"{config.precision}, {num_workers} loader workers each"
         )
         display.message(f"{run_folder}: " + (f"going on from {checkpoint.name}" if checkpoint else "a new run"))
+        if positions and checkpoint and not positions.is_exact:
+            display.message(
+                "the stream begins its epoch anew: another number of processes or loader workers read it before"
+            )
     if config.report_to:
         plain_config = {name: str(value) for name, value in vars(config).items()}
         accelerator.init_trackers("tinynet", plain_config, init_kwargs={"wandb": {"name": run_folder.name}})
@@ -272,14 +288,16 @@ def main(argv: list[str]) -> None:
     def save() -> None:
         """Between two optimizer steps, on all ranks. Nothing is averaged, so that a save changes nothing."""
         followed = [network, ema.model] if ema else [network]
-        local = accelerator.gather(batch_norm_statistics(followed)[None])
+        local = {"batch_norm": accelerator.gather(batch_norm_statistics(followed)[None])}
+        if positions:
+            local["stream"] = accelerator.gather(positions.tensor[None].to(device))
         save_schedule.saved(step)
         if not is_main:
             return
         tensors = {
             "model": network.state_dict(),
             "optimizer": optimizer_tensors(optimizer.optimizer, network),
-            "local": {"batch_norm": local},
+            "local": local,
         } | ({"ema": ema.model.state_dict()} if ema else {})
         progress.elapsed_s = elapsed_before_s + time.perf_counter() - started_at
         state = {
@@ -294,6 +312,8 @@ def main(argv: list[str]) -> None:
     # 9. The loop: one optimizer step a turn, and after the last of an epoch its end.
     model.train()
     batches = batches_in_time(train_loader, config.timeout_s)
+    if positions:
+        batches = positions.followed(batches)
     step = start_step
     while step < total_steps or progress.epoch_end_due:
         if not progress.epoch_end_due:

@@ -219,10 +219,6 @@ class TrainConfig:
             )
         if self.streaming and not self.drop_last:
             raise ValueError("streaming needs drop_last: a stream has no last, short batch to keep")
-        if self.streaming and self.on_bad_image != "stop":
-            raise ValueError(
-                f"on_bad_image must be stop for a stream, got {self.on_bad_image}: it has no other sample"
-            )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr must not be above lr ({self.lr}), got {self.min_lr}")
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:

@@ -30,6 +30,7 @@ from training.data import build_dataset, build_eval_loader
 from training.decoding import ImageDecodeError
 from training.device_transforms import DeviceTransform
 from training.evaluation import EvaluationResult, evaluate
+from training.loader_workers import end_workers
 from training.memory import keep_freed_memory
 from training.model import ModelError, head_rows, load_saved_model, loading_errors
 from training.records import write_summary
@@ -399,4 +400,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        end_workers()

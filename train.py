@@ -534,8 +534,9 @@ def run(argv: list[str]) -> int:
         if not workers_lost(failure):
             raise
         print(f"error: rank {rank}: {failure}", file=sys.stderr)
-        end_workers()
         return 2
+    finally:
+        end_workers()
     return 0
 
 

@@ -27,6 +27,7 @@ from training.arguments import output_file, whole_number
 from training.augmentation import EvalTransform
 from training.config import default_num_workers
 from training.data import build_dataset, build_eval_loader
+from training.data_error import DataError
 from training.decoding import ImageDecodeError
 from training.device_transforms import DeviceTransform
 from training.evaluation import EvaluationResult, evaluate
@@ -34,7 +35,7 @@ from training.loader_workers import end_workers
 from training.memory import keep_freed_memory
 from training.model import ModelError, head_rows, load_saved_model, loading_errors
 from training.records import write_summary
-from training.sources import DataError, Splits, load_splits, num_samples
+from training.sources import Splits, load_splits, num_samples
 
 MAX_NAMED_CLASSES = 30  # in the confusion matrix: more names would overlap
 
@@ -139,6 +140,7 @@ def load_data(options: argparse.Namespace) -> Splits:
         "name": options.dataset_name,
         "image_column": options.image_column,
         "label_column": options.label_column,
+        "class_names": options.class_names,
         "validation_fraction": options.validation_fraction,
         "streaming": options.streaming,
     }
@@ -331,6 +333,7 @@ def build_parser() -> Parser:
     data.add_argument("--dataset_name", metavar="NAME", help="configuration of a Hub data set that has several")
     data.add_argument("--image_column", metavar="NAME", help="column of the pictures; unset: found by its type")
     data.add_argument("--label_column", metavar="NAME", help="column of the labels; unset: found by its type")
+    data.add_argument("--class_names", metavar="FILE", help="a class name in each line, for labels that are integers")
     data.add_argument(
         "--validation_fraction",
         type=float,

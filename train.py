@@ -46,6 +46,7 @@ from training.checkpoint import CheckpointError, load_optimizer_tensors, optimiz
 from training.config import default_num_workers, parse_config, skip_limit
 from training.curves import save_curves
 from training.data import build_dataset, build_eval_loader, build_train_loader
+from training.data_error import DataError
 from training.decoding import ImageDecodeError
 from training.device_transforms import DeviceTransform
 from training.display import StepTimer, TrainingDisplay
@@ -75,7 +76,7 @@ from training.run_lock import RunFolderInUse, RunLock
 from training.samples import LabelError
 from training.sampling import TrainingPlan
 from training.save_schedule import SaveSchedule
-from training.sources import DataError, load_splits, num_samples
+from training.sources import load_splits, num_samples
 from training.streaming import StreamPositions
 
 

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--variant", default="tinynet_a")
     parser.add_argument("--folder", type=Path, default=Path(), help="where a temporary folder is made (default: here)")
     parser.add_argument("--rounds", type=int, default=20, help="checkpoints written")
-    parser.add_argument("--output", type=Path, help="JSON file for the results, such as benchmarks/results/saving.json")
+    parser.add_argument("--output", type=Path, help="JSON file, such as benchmarks/results/saving.json")
     arguments = parser.parse_args()
 
     seconds, size = save_repeatedly(arguments.variant, arguments.folder, arguments.rounds)

@@ -87,13 +87,19 @@ class TrainConfig:
     batch_norm_eps: float | None = _field(None, "model", "epsilon of BatchNorm (published: 1e-5)", POSITIVE)
 
     dataset: str = _field(
-        "ILSVRC/imagenet-1k", "data", "Hub id, folder of pictures, folder of Parquet files, or digits", NAMED
+        "ILSVRC/imagenet-1k",
+        "data",
+        "Hub id, folder of pictures, of Parquet or of tar files (WebDataset), or digits",
+        NAMED,
     )
     dataset_name: str | None = _field(None, "data", "configuration of a Hub data set that has several", NAMED)
     train_split: str = _field("train", "data", "split to train on", NAMED)
     validation_split: str | None = _field(None, "data", "split to evaluate on; unset: found by its usual names", NAMED)
     image_column: str | None = _field(None, "data", "column of the pictures; unset: found by its type", NAMED)
     label_column: str | None = _field(None, "data", "column of the labels; unset: found by its type", NAMED)
+    class_names: str | None = _field(
+        None, "data", "text file, a name in each line, for labels that are plain integers; unset: 0, 1, 2, ...", NAMED
+    )
     validation_fraction: float = _field(
         0.2, "data", "share of the train split held out where there is no validation split", INSIDE_0_1
     )
@@ -238,6 +244,7 @@ class TrainConfig:
             "validation_split": self.validation_split,
             "image_column": self.image_column,
             "label_column": self.label_column,
+            "class_names": self.class_names,
             "validation_fraction": self.validation_fraction,
             "streaming": self.streaming,
         }

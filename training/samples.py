@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from training.data_error import DataError
 from training.decoding import decode_rgb
-from training.sources import DataError
 
 # `transform(image, key)`: uint8 (3, H, W) and (seed, epoch, index) to uint8 (3, S, S), random by nothing but the key.
 Transform = Callable[[torch.Tensor, tuple[int, int, int]], torch.Tensor]

@@ -19,10 +19,10 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset, get_worker_info
 
+from training.data_error import DataError
 from training.decoding import ImageDecodeError
 from training.samples import REPLACEMENT_TRIES, Transform, make_sample
 from training.sampling import epoch_permutation
-from training.sources import DataError
 
 OPEN_SHARDS = 4  # of a lane, from which rows come in turns
 READ_ROWS = 32  # of one shard at once

@@ -1,6 +1,7 @@
 import csv
 import io
 import re
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from sklearn.datasets import load_digits
 from tests.photos import PHOTOS, write_photo_folder
 from training import decoding
 from training.data import ImageDataset, build_eval_loader, build_train_loader
+from training.data_error import DataError
 from training.decoding import ImageDecodeError, decode_rgb
 from training.sampling import TrainingPlan, epoch_permutation
-from training.sources import DataError, check_imagenet_counts, load_splits
+from training.sources import check_imagenet_counts, load_splits, num_samples
 
 # Some tests start more loader workers than a small machine has cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -817,6 +819,76 @@ def test_a_data_set_without_good_pictures_is_named_by_the_one_asked_for():
         dataset[(0, 5)]
 
 
+# WebDataset
+
+
+def write_tar(path, labels, prefix=""):
+    """A picture and its label for each sample, as WebDataset stores them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number, label in enumerate(labels):
+            for ending, data in (("jpg", picture(number)), ("cls", str(label).encode())):
+                entry = tarfile.TarInfo(f"{prefix}{number:04d}.{ending}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+@pytest.fixture
+def tar_folder(tmp_path):
+    write_tar(tmp_path / "tars/train-0.tar", [0, 1, 2, 0])
+    write_tar(tmp_path / "tars/train-1.tar", [1, 2, 0], prefix="./photos.2024/")
+    write_tar(tmp_path / "tars/validation-0.tar", [2, 1])
+    return str(tmp_path / "tars"), class_list(tmp_path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tar_files_are_read_and_counted(tar_folder, streaming):
+    folder, names = tar_folder
+    splits = load_splits(folder, class_names=names, streaming=streaming)
+    assert splits.class_names == ["ant", "bee", "cat"]
+    assert (num_samples(splits.train), num_samples(splits.validation)) == (7, 2)
+    assert sorted(row[splits.label_column] for row in splits.train) == [0, 0, 0, 1, 1, 2, 2]
+    assert decode_rgb(next(iter(splits.train))[splits.image_column]).shape == (3, 10, 12)
+
+
+@pytest.mark.fault("25 hostile archive")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_nothing_of_a_tar_file_is_written_elsewhere(tmp_path, streaming):
+    root = tmp_path / "data"
+    for split in ("train", "validation"):
+        write_tar(root / f"{split}-0.tar", [0, 1, 2], prefix="../../escaped/")
+        write_tar(root / f"{split}-1.tar", [0, 1, 2], prefix=f"{tmp_path}/escaped/")
+    splits = load_splits(
+        str(root), streaming=streaming, **({"class_names": class_list(tmp_path)} if streaming else {})
+    )
+    assert len([*splits.train]) == 6
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "names.txt") == ["data"]
+    assert not [*tmp_path.parent.glob("**/escaped")]
+
+
+def class_list(folder):
+    (folder / "names.txt").write_text("ant\nbee\ncat\n")
+    return str(folder / "names.txt")
+
+
+def test_class_names_fit_the_labels_or_are_refused(tar_folder, tmp_path):
+    folder, names = tar_folder
+    assert load_splits(folder).class_names == ["0", "1", "2"]
+    (tmp_path / "two.txt").write_text("ant\nbee\n")
+    refuses(
+        "label 2 of sample 2 of split 'train' of {} is none of the 2 classes",
+        folder,
+        class_names=str(tmp_path / "two.txt"),
+    )
+    (tmp_path / "twice.txt").write_text("ant\nbee\nant\n")
+    with pytest.raises(DataError, match="line 3 of .*twice.txt must be the name of another class, got 'ant'"):
+        load_splits(folder, class_names=str(twice))
+    with pytest.raises(DataError, match=r"class_names missing\.txt cannot be read: No such file"):
+        load_splits(folder, class_names="missing.txt")
+    pictures = write_folder(tmp_path / "folder", "ant/1.jpg", "ant/2.jpg", "bee/1.jpg", "bee/2.jpg")
+    refuses("split 'train' of {} names its classes by itself: leave out class_names", pictures, class_names=names)
+
+
 # Streaming
 
 
@@ -829,7 +901,8 @@ def test_what_cannot_be_streamed_is_refused(tmp_path):
     for split in ("train", "test"):
         write_parquet(tmp_path / f"plain/{split}.parquet", [0, 1, 2], datasets.Value("int64"))
     refuses(
-        "streaming needs class names, the same in each split, but column 'label' of {} has none",
+        "streaming needs class names, the same in each split, but column 'label' of {} has none: "
+        "give a file of them as class_names",
         str(tmp_path / "plain"),
         streaming=True,
     )

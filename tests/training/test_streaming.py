@@ -11,9 +11,10 @@ import torch
 from tests.training.test_data import CLASS_LABEL, NoisyCorner, batches, picture
 from training import streaming
 from training.data import build_dataset, build_eval_loader, build_train_loader
+from training.data_error import DataError
 from training.decoding import ImageDecodeError, decode_rgb
 from training.sampling import TrainingPlan
-from training.sources import DataError, load_splits, num_samples
+from training.sources import load_splits, num_samples
 from training.streaming import StreamPositions
 
 # Some tests start more loader workers than a small machine has cores.

@@ -874,14 +874,11 @@ def class_list(folder):
 def test_class_names_fit_the_labels_or_are_refused(tar_folder, tmp_path):
     folder, names = tar_folder
     assert load_splits(folder).class_names == ["0", "1", "2"]
-    (tmp_path / "two.txt").write_text("ant\nbee\n")
-    refuses(
-        "label 2 of sample 2 of split 'train' of {} is none of the 2 classes",
-        folder,
-        class_names=str(tmp_path / "two.txt"),
-    )
-    (tmp_path / "twice.txt").write_text("ant\nbee\nant\n")
-    with pytest.raises(DataError, match="line 3 of .*twice.txt must be the name of another class, got 'ant'"):
+    two, twice = tmp_path / "two.txt", tmp_path / "twice.txt"
+    two.write_text("ant\nbee\n")
+    twice.write_text("ant\nbee\nant\n")
+    refuses("label 2 of sample 2 of split 'train' of {} is none of the 2 classes", folder, class_names=str(two))
+    with pytest.raises(DataError, match=r"line 3 of .*twice\.txt must be the name of another class, got 'ant'"):
         load_splits(folder, class_names=str(twice))
     with pytest.raises(DataError, match=r"class_names missing\.txt cannot be read: No such file"):
         load_splits(folder, class_names="missing.txt")

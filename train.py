@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     run_folder = Path(config.output_dir) / (config.run_name or default_run_name(config.model, config.dataset))
     transformers.utils.logging.disable_progress_bar()  # one bar is enough
 
-    if config.report_to and config.report_to not in get_available_trackers():
+    if config.report_to and config.report_to not in map(str, get_available_trackers()):
         raise RunError(f"tracker {config.report_to!r} of --report_to is not installed, or unknown to Accelerate")
 
     # 2. Where: Accelerate gives device, precision and processes. BatchNorm statistics stay each rank's own while it
@@ -278,7 +278,9 @@ def main(argv: list[str]) -> None:
             )
     if config.report_to:
         plain_config = {name: str(value) for name, value in vars(config).items()}
-        accelerator.init_trackers("tinynet", plain_config, init_kwargs={"wandb": {"name": run_folder.name}})
+        # What TensorBoard has of steps after the checkpoint, it drops; other trackers begin a new run.
+        tracker_options = {"tensorboard": {"purge_step": start_step + 1}, "wandb": {"name": run_folder.name}}
+        accelerator.init_trackers("tinynet", plain_config, init_kwargs=tracker_options)
     timer = StepTimer()
     started_at = time.perf_counter()
     epoch_seconds, epoch_started_at = timer.seconds(), started_at

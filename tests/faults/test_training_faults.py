@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training_jobs import AUGMENTED, ROOT, SMALL, final_tensors, start, train, trained
 from training.checkpoint import latest_checkpoint
@@ -150,15 +151,21 @@ def test_a_run_killed_again_and_again_ends_as_if_left_alone(processes, seed, und
 @pytest.mark.only_thorough
 @pytest.mark.fault("03 SIGKILL of one rank")
 def test_a_killed_rank_ends_the_job_and_nothing_is_left_behind(undisturbed, tmp_path):
-    process = at_step(8, ON[2], 2, tmp_path)
+    arguments = (*ON[2], "--report_to", "tensorboard")
+    process = at_step(8, arguments, 2, tmp_path)
     everybody = family(process)
     ranks(process)[1].kill()
     _, errors = process.communicate(timeout=30)
     assert process.returncode != 0
     assert re.search(r"local_rank: 1|rank\s*: 1", errors)
     assert ended(everybody)
-    trained(*ON[2], processes=2, folder=tmp_path)
-    assert_same(tmp_path / "runs" / "run", undisturbed(2, ON[2]))
+    trained(*arguments, processes=2, folder=tmp_path)
+    run_folder = tmp_path / "runs" / "run"
+    assert_same(run_folder, undisturbed(2, ON[2]))
+    tracked = EventAccumulator(str(run_folder / "tinynet")).Reload()
+    assert [event.step for event in tracked.Scalars("loss")] == list(range(1, 53))
+    losses = [record["loss"] for record in read_metrics(run_folder / "metrics.jsonl") if record["kind"] == "step"]
+    assert [event.value for event in tracked.Scalars("loss")] == pytest.approx(losses, rel=1e-6)
 
 
 @pytest.mark.only_thorough

@@ -416,7 +416,7 @@ def main(argv: list[str]) -> None:
             or (result["top_1_correct"], -result["loss"]) > (progress.best["top_1_correct"], -progress.best["loss"])
         )
         if is_best:
-            progress.best = result
+            progress.best = result | {"per_class": results[weights].per_class(splits.class_names)}
             if is_main:
                 with timer("saving"):
                     save_model_folder(run_folder / "best", candidates[weights], processor)

@@ -8,36 +8,20 @@ A fault waits for the requests it is meant for: `hub.inject(Fault("PUT", "/lfs/"
 """
 
 import base64
-import contextlib
 import hashlib
 import json
 import re
-import socket
-import struct
 import sys
 import threading
-import time
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from http.server import ThreadingHTTPServer
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs
 
 from tests.hub.card_rules import FRONT_MATTER, card_errors
-from tests.hub.repositories import Blob, HubError, Repository, User, upload_mode
+from tests.hub.http_handler import Fault, HubHandler
+from tests.hub.repositories import Blob, Commit, HubError, Repository, User, upload_mode
 
 CREATED = "2026-01-01T00:00:00.000Z"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What goes wrong with a request: one of cut connection, HTTP status, delay."""
-
-    method: str
-    path: str  # a part of the request's path
-    cut_after: int | None = None  # bytes of the body that are read before the connection is reset
-    status: int | None = None
-    retry_after: int | None = None  # seconds, said beside the status
-    delay_s: float = 0.0
 
 
 class Hub(ThreadingHTTPServer):
@@ -46,7 +30,7 @@ class Hub(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, users: dict[str, User]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), Pages)
         self.users = users  # by token
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}  # LFS, by sha256
@@ -86,11 +70,9 @@ class Hub(ThreadingHTTPServer):
     def repository(self, id: str, kind: str = "model") -> Repository:
         return self.repositories[kind, id]
 
-    def add_repository(
-        self, id: str, files: dict[str, bytes], kind: str = "model", private: bool = False
-    ) -> Repository:
+    def add_repository(self, id: str, files: dict[str, bytes], kind: str = "model") -> Repository:
         """A repository that is there already, with one commit."""
-        repository = self.repositories[kind, id] = Repository(kind, id, private)
+        repository = self.repositories[kind, id] = Repository(kind, id)
         blobs = {path: Blob(data, upload_mode(path, len(data)) == "lfs") for path, data in files.items()}
         repository.change("main", "first files", blobs, set())
         return repository
@@ -103,94 +85,8 @@ class Hub(ThreadingHTTPServer):
         return [request for request in self.requests if request[0] == method and part in request[1]]
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Pages(HubHandler):
     server: Hub
-
-    def log_message(self, *arguments: object) -> None:
-        """Nothing: `Hub.requests` keeps what was asked."""
-
-    def answer(self) -> None:
-        split = urlsplit(self.path)
-        self.query = parse_qs(split.query)
-        fault = self._fault(split.path)
-        if fault is not None:
-            time.sleep(fault.delay_s)
-            if fault.cut_after is not None:
-                self.rfile.read(fault.cut_after)
-                self.server.requests.append((self.command, split.path, None))
-                self._reset_connection()
-                return
-        body = self._body()
-        try:
-            if fault is not None and fault.status is not None:
-                raise HubError(fault.status, "injected")
-            self.user = self._user()
-            for methods, pattern, method in ROUTES:
-                match = re.fullmatch(pattern, split.path)
-                if match and self.command in methods:
-                    with self.server.lock:
-                        method(
-                            self,
-                            body,
-                            **{name: unquote(text) for name, text in match.groupdict().items() if text is not None},
-                        )
-                    return
-            raise HubError(404, f"no such page: {self.command} {split.path}")
-        except HubError as error:
-            headers = {"X-Error-Message": error.message}
-            if error.code:
-                headers["X-Error-Code"] = error.code
-            if fault is not None and fault.retry_after is not None:
-                headers["Retry-After"] = str(fault.retry_after)
-            self.send(error.status, {"error": error.message, "errors": [{"message": error.message}]}, headers)
-
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
-
-    def send(self, status: int, body: object, headers: dict[str, str] | None = None) -> None:
-        """A JSON value, or bytes as they are."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
-        self.server.requests.append((self.command, urlsplit(self.path).path, status))
-        self.send_response(status)
-        for name, value in ({"Content-Type": kind, "Content-Length": str(len(data))} | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def _fault(self, path: str) -> Fault | None:
-        with self.server.lock:
-            for fault in self.server.faults:
-                if fault.method == self.command and fault.path in path:
-                    self.server.faults.remove(fault)
-                    return fault
-        return None
-
-    def _reset_connection(self) -> None:
-        self.close_connection = True
-        with contextlib.suppress(OSError):  # the client may be gone
-            # A zero linger makes close() send a reset, as a broken line does, and not an orderly end.
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.shutdown(socket.SHUT_RD)
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        data = b""
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            data += self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-        return data
-
-    def _user(self) -> User | None:
-        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
-        if not scheme:
-            return None
-        if token not in self.server.users:
-            raise HubError(401, "Invalid credentials in Authorization header")
-        return self.server.users[token]
 
     # Rights
 
@@ -254,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
             answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self.send(200, {"files": answers})
 
-    def _commit_base(self, kind: str, id: str, revision: str):
+    def _commit_base(self, kind: str, id: str, revision: str) -> Commit:
         return self._repository_to_commit(kind, id).commit(revision)
 
     def _repository_to_commit(self, kind: str, id: str) -> Repository:
@@ -364,12 +260,8 @@ class Handler(BaseHTTPRequestHandler):
         if folder and not inside:
             raise HubError(404, f"{folder} does not exist", "EntryNotFound")
         is_recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
-        folders = {
-            path[: slash.start()]
-            for path in inside
-            for slash in re.finditer("/", path)
-            if slash.start() >= len(prefix)
-        }
+        folders = {str(parent) for path in inside for parent in PurePosixPath(path).parents}
+        folders = {path for path in folders if path.startswith(prefix) and path not in (".", folder)}
         entries = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": path} for path in sorted(folders)]
         entries += [blob.entry(path) for path, blob in sorted(inside.items())]
         if not is_recursive:
@@ -407,19 +299,19 @@ class Handler(BaseHTTPRequestHandler):
 REPO = r"(?P<id>[\w.-]+/[\w.-]+)"
 API = rf"/api/(?P<kind>model|dataset)s/{REPO}"
 REVISION = r"(?P<revision>[^/]+)"
-ROUTES = [
-    (("GET",), "/api/whoami-v2", Handler.whoami),
-    (("POST",), "/api/repos/create", Handler.create),
-    (("POST",), "/api/validate-yaml", Handler.validate_card),
-    (("POST",), rf"{API}/preupload/{REVISION}", Handler.preupload),
-    (("POST",), rf"/(?P<prefix>datasets/)?{REPO}\.git/info/lfs/objects/batch", Handler.lfs_batch),
-    (("PUT",), "/lfs/(?P<oid>[0-9a-f]{64})", Handler.put_object),
-    (("POST",), rf"{API}/commit/{REVISION}", Handler.commit),
-    (("POST",), rf"{API}/branch/(?P<name>[^/]+)", Handler.branch),
-    (("POST",), rf"{API}/tag/{REVISION}", Handler.tag),
-    (("GET",), rf"{API}/refs", Handler.refs),
-    (("GET",), rf"{API}(?:/revision/{REVISION})?", Handler.info),
-    (("GET",), rf"{API}/tree/{REVISION}(?P<folder>/.*)?", Handler.tree),
-    (("POST",), rf"{API}/paths-info/{REVISION}", Handler.paths_info),
-    (("GET", "HEAD"), rf"/(?P<prefix>datasets/)?{REPO}/resolve/{REVISION}/(?P<path>.+)", Handler.resolve),
-]
+Pages.routes = (
+    (("GET",), "/api/whoami-v2", Pages.whoami),
+    (("POST",), "/api/repos/create", Pages.create),
+    (("POST",), "/api/validate-yaml", Pages.validate_card),
+    (("POST",), rf"{API}/preupload/{REVISION}", Pages.preupload),
+    (("POST",), rf"/(?P<prefix>datasets/)?{REPO}\.git/info/lfs/objects/batch", Pages.lfs_batch),
+    (("PUT",), "/lfs/(?P<oid>[0-9a-f]{64})", Pages.put_object),
+    (("POST",), rf"{API}/commit/{REVISION}", Pages.commit),
+    (("POST",), rf"{API}/branch/(?P<name>[^/]+)", Pages.branch),
+    (("POST",), rf"{API}/tag/{REVISION}", Pages.tag),
+    (("GET",), rf"{API}/refs", Pages.refs),
+    (("GET",), rf"{API}(?:/revision/{REVISION})?", Pages.info),
+    (("GET",), rf"{API}/tree/{REVISION}(?P<folder>/.*)?", Pages.tree),
+    (("POST",), rf"{API}/paths-info/{REVISION}", Pages.paths_info),
+    (("GET", "HEAD"), rf"/(?P<prefix>datasets/)?{REPO}/resolve/{REVISION}/(?P<path>.+)", Pages.resolve),
+)

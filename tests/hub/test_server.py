@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 
 from tests.hub.conftest import OTHER_TOKEN, READ_TOKEN
-from tests.hub.server import Fault
+from tests.hub.http_handler import Fault
 
 WEIGHTS = os.urandom(300_000)
 FILES = [

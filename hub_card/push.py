@@ -86,7 +86,7 @@ def publish(
 
 
 def publish_run(folder: Path, repository: str) -> str:
-    """For the end of a training run: publishes it, and returns what to print. A failure costs nothing but a warning."""
+    """For the end of a training run: publishes it; returns what to print, its address or a warning."""
     try:
         run = read_run(folder)
         return "\n".join(publish(collect(run, model_card(run, repository)), repository))

@@ -202,13 +202,9 @@ def _recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
 def _setting(value: Any) -> str:
     if isinstance(value, list):
         return " to ".join(_setting(item) for item in value)
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else _plain(str(value))
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else _plain(str(value))
 
 
 def _plain(text: str) -> str:

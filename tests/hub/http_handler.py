@@ -83,7 +83,8 @@ class HubHandler(BaseHTTPRequestHandler):
     def _fault(self, path: str) -> Fault | None:
         with self.server.lock:
             for fault in self.server.faults:
-                if fault.method == self.command and fault.path in path:
+                is_long_enough = (fault.cut_after or -1) < int(self.headers.get("Content-Length", 0))
+                if fault.method == self.command and fault.path in path and is_long_enough:
                     self.server.faults.remove(fault)
                     return fault
         return None

@@ -56,14 +56,8 @@ def reader_folder(tmp_path) -> Path:
 
 
 def run(command: list[str], folder: Path, hub: dict[str, str]) -> str:
-    environment = (
-        os.environ
-        | hub
-        | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-        }
-    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | hub | {"PATH": path, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -22,15 +22,19 @@ def hub() -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def api(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> HfApi:
-    """huggingface_hub in this process, signed in as `me`: what HF_ENDPOINT would set before its import."""
+def sign_in(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub in this process as a client of `hub`, which HF_ENDPOINT would do before its import."""
     url_template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url_template)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.fixture
+def api(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> HfApi:
+    sign_in(hub, monkeypatch)
     return HfApi()
 
 

@@ -16,8 +16,9 @@ import skimage.data
 import torch
 from PIL import Image
 
+from hub_card.push import main
 from modeling_tinynet import TinyNetForImageClassification, TinyNetImageProcessor
-from tests.hub.conftest import TOKEN
+from tests.hub.conftest import TOKEN, sign_in
 from tests.hub.http_handler import Fault
 from tests.hub.repositories import Blob, User
 from tests.hub.runs import write_run
@@ -104,12 +105,11 @@ def trace(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def card(hub, run_folder, trace, tmp_path_factory) -> str:
-    """Published by the command, beside a poisoned checkpoint that somebody added; the card as the Hub has it."""
-    command = [sys.executable, "-m", "hub_card.push", run_folder, "--repo", REPOSITORY, "--yes"]
-    environment = os.environ | hub.environment(TOKEN, tmp_path_factory.mktemp("home"))
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+def card(hub, run_folder, trace) -> str:
+    """Published, beside a poisoned checkpoint that somebody added; the card as the Hub has it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        sign_in(hub, monkeypatch)
+        main([str(run_folder), "--repo", REPOSITORY, "--yes"])
     poison = {"pytorch_model.bin": Blob(pickle.dumps(Malice(trace)), is_lfs=True)}
     hub.repository(REPOSITORY).change("main", "Poison", poison, set())
     return hub.repository(REPOSITORY).files()["README.md"].decode()

@@ -488,9 +488,9 @@ def main(argv: list[str]) -> None:
     display.close()
     if is_main:
         print_result(run_folder, summary, splits)
-        if config.push_to_hub:
-            print(publish_run(run_folder, config.push_to_hub))
     accelerator.end_training()
+    if is_main and config.push_to_hub:  # the other processes need not wait for it
+        print(publish_run(run_folder, config.push_to_hub))
 
 
 def run(argv: list[str]) -> int:

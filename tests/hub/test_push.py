@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import safetensors.torch
 import yaml
 
-from hub_card.push import main
+from hub_card.push import main, publish_run
 from hub_card.run import PublishError
 from tests.hub.conftest import OTHER_TOKEN, READ_TOKEN, TOKEN
 from tests.hub.http_handler import Fault
@@ -153,6 +154,23 @@ def test_a_card_written_by_hand_is_kept(hub, api, run, capsys):
     assert hub.repository("me/x").files()["README.md"].endswith(b"My own words")
     assert set(hub.repository("me/x").files()) == PUBLISHED
     assert "written by hand, and is kept" in capsys.readouterr().out
+
+
+def test_a_card_of_transformers_template_is_replaced(hub, api, run):
+    template = b"---\nlibrary_name: transformers\n---\n## Model Details\n- **License:** [More Information Needed]\n"
+    hub.add_repository("me/x", {"README.md": template})
+    main([str(run), "--repo", "me/x", "--yes"])
+    assert hub.repository("me/x").files()["README.md"].startswith(b"---\nlibrary_name: transformers\nlicense: apache")
+
+
+def test_the_end_of_training_publishes_too(hub, api, run):
+    assert publish_run(run, "me/x").startswith(f"Published: {hub.endpoint}/me/x/commit/")
+    assert set(hub.repository("me/x").files()) == PUBLISHED
+
+
+def test_offline(api, run, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in refusal([run, "--repo", "me/x", "--yes"], capsys)
 
 
 def test_no_token(api, run, capsys, monkeypatch):

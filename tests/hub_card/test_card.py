@@ -151,13 +151,18 @@ def is_known(said: str, known: list[float]) -> bool:
     return any(round(number, decimals) == float(said.replace(",", "")) for number in known)
 
 
-def test_every_number_of_the_card_is_in_a_file_of_the_run(run):
+@pytest.mark.parametrize("kind", ["run", "fine_tuned"])
+def test_every_number_of_the_card_is_in_a_file_of_the_run(kind, request):
+    run = request.getfixturevalue(kind)
     card = model_card(run, "me/tinynet-digits")
+    benchmarks = json.loads((ROOT / "benchmarks" / "results" / "model.json").read_text())
     files = [run.summary, run.recipe, run.model_config, run.processor_config]
     epoch = run.summary["best"]["epoch"]
     files += [r for r in run.records if r["kind"] == "epoch" and r["epoch"] == epoch]
     known = list(numbers_in(files)) + [round(number, 5) for number in numbers_in(run.recipe)]
     # The same in other words: percentages, millions, and what follows from config.json.
+    measured = [] if kind == "run" else [benchmarks]
+    known += [round(number, 1) for number in numbers_in(measured)]
     counts = [record[name] for record in files[4:] for name in ("raw", "ema")]
     known += [100 * c[name] for c in counts for name in ("top_1", "top_5")]
     known += [100 * c["top_1_correct"] / c["n"] for c in run.summary["best"]["per_class"]]

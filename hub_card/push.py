@@ -61,6 +61,8 @@ def publish(
     with _sentences(repository, api):
         if not create_pr:
             api.create_repo(repository, private=private, exist_ok=True)
+            if private and not api.model_info(repository).private:
+                raise PublishError(f"{repository} exists and is public; make it private in its settings first")
         if revision:
             api.create_branch(repository, branch=revision, exist_ok=True)
         said = []
@@ -132,6 +134,8 @@ def _sentences(repository: str, api: HfApi) -> Iterator[None]:
     """Whatever the Hub or the line to it refuses becomes a PublishError of one sentence."""
     try:
         yield
+    except PublishError:
+        raise
     except LocalTokenNotFoundError:
         raise PublishError("there is no Hugging Face token; run `hf auth login`, or set HF_TOKEN") from None
     except OfflineModeIsEnabled:
@@ -159,7 +163,7 @@ def _reason(error: BaseException, repository: str, api: HfApi) -> str:
                 return f"the Hugging Face token may not write to {repository}; take one that may, or --create_pr"
             if status == 429:
                 return f"{api.endpoint} asks to wait (429, too many requests); {again} later"
-            said = cause.server_message or cause.response.reason_phrase
+            said = " ".join((cause.server_message or cause.response.reason_phrase).split())
             return f"{api.endpoint} answered {status} ({said}); {again}"
     for cause in causes:
         if isinstance(cause, HTTPError):
@@ -222,6 +226,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             said = [card, tree(files), f"Nothing was uploaded: --yes uploads this to {options.repo}."]
     except PublishError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted; the same command tries again\n")
     print("\n".join(said))
 
 

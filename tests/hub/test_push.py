@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -130,6 +132,29 @@ def test_private_branch_and_tag(hub, api, run):
     assert repository.files("main") == {}
     assert repository.refs["v1"] == repository.refs["next"]
     assert set(repository.files("v1")) == PUBLISHED
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub, api, run, capsys):
+    hub.add_repository("me/x", {})
+    assert "me/x exists and is public" in refusal([run, "--repo", "me/x", "--yes", "--private"], capsys)
+    assert hub.repository("me/x").files() == {}
+
+
+def test_ctrl_c(hub, tmp_path, finished):
+    """In the middle of a slow upload; nothing of it shows, and the command says what to do."""
+    hub.inject(Fault("PUT", "/lfs/", delay_s=5.0), times=2)
+    command = [sys.executable, "-m", "hub_card.push", finished, "--repo", "me/x", "--yes"]
+    environment = os.environ | hub.environment(TOKEN, tmp_path / "home")
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    while not hub.asked("POST", "/objects/batch"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted; the same command tries again"
+    assert hub.repository("me/x").files() == {}
 
 
 def test_a_pull_request_to_the_repository_of_somebody_else(hub, api, run, capsys):

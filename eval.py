@@ -217,15 +217,11 @@ def results_table(evaluated: Sequence[Evaluated]) -> str:
     )
 
 
-def per_class(one: Evaluated) -> list[dict[str, Any]]:
-    """In the data set's order; classes without pictures are left out."""
-    columns = (one.model.labels, one.result.class_correct, one.result.class_total)
-    return [{"class": label, "top_1_correct": k, "n": n} for label, k, n in zip(*columns, strict=True) if n]
-
-
 def per_class_table(one: Evaluated) -> str:
     """The worst classes first."""
-    rows = sorted((tuple(row.values()) for row in per_class(one)), key=lambda row: row[1] / row[2])
+    rows = sorted(
+        (tuple(row.values()) for row in one.result.per_class(one.model.labels)), key=lambda row: row[1] / row[2]
+    )
     width = max(len(label) for label, _, _ in rows)
     lines = [f"  {label:<{width}}  {k}/{n} = {100 * k / n:.1f} %" for label, k, n in rows]
     return "\n".join([f"top-1 by class, {one.model.name}", *lines])
@@ -243,7 +239,7 @@ def summary(
             "parameters": one.model.parameters,
             **one.result.to_dict(),
             "images_per_s": round(one.images_per_s, 1),
-            **({"per_class": per_class(one)} if options.per_class else {}),
+            **({"per_class": one.result.per_class(one.model.labels)} if options.per_class else {}),
         }
         for one in evaluated
     ]

@@ -38,6 +38,8 @@ from accelerate.utils import (
     gather_object,
 )
 
+from hub_card.push import check_rights, publish_run
+from hub_card.run import PublishError
 from modeling_tinynet import TinyNetImageProcessor, __version__
 from training.agreement import GO_ON, SAVE, STOP, agree
 from training.augmentation import EvalTransform, TrainTransform
@@ -163,7 +165,9 @@ def main(argv: list[str]) -> None:
             run_folder.mkdir(parents=True, exist_ok=True)
             lock = RunLock(run_folder)  # noqa: F841  held while it lives
             choice[0] = open_run(run_folder, config.resume)
-        except (RunError, RunFolderInUse, CheckpointError, OSError) as error:
+            if config.push_to_hub:
+                check_rights(config.push_to_hub)  # now, not after days of training
+        except (RunError, RunFolderInUse, CheckpointError, PublishError, OSError) as error:
             choice[1] = str(error)
     checkpoint, error = broadcast_object_list(choice)
     if error:
@@ -439,7 +443,7 @@ def main(argv: list[str]) -> None:
             or (result["top_1_correct"], -result["loss"]) > (progress.best["top_1_correct"], -progress.best["loss"])
         )
         if is_best:
-            progress.best = result
+            progress.best = result | {"per_class": results[weights].per_class(splits.class_names)}
             if is_main:
                 with timer("saving"):
                     save_model_folder(run_folder / "best", candidates[weights], processor)
@@ -475,6 +479,10 @@ def main(argv: list[str]) -> None:
                             "run": run_folder.name,
                             "model": config.model,
                             "dataset": config.dataset,
+                            "is_local": {
+                                "model": Path(config.model).expanduser().exists(),
+                                "dataset": Path(config.dataset).expanduser().exists(),
+                            },
                             "num_train": plan.num_samples,
                             "num_validation": num_validation,
                             "num_classes": num_classes,
@@ -504,6 +512,8 @@ def main(argv: list[str]) -> None:
     if is_main:
         print_result(run_folder, summary, splits)
     accelerator.end_training()
+    if is_main and config.push_to_hub:  # the other processes need not wait for it
+        print(publish_run(run_folder, config.push_to_hub))
 
 
 def run(argv: list[str]) -> int:

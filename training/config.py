@@ -42,6 +42,9 @@ MAGNITUDE = Range("between 0 and 30", lambda value: 0 <= value <= 30)
 STOP_OR_SKIP = Range("stop, or skip:N with a whole N", lambda value: re.fullmatch(r"stop|skip:[1-9]\d*", value))
 INTERVAL = Range("an interval like 500steps or 10min", PATTERN.fullmatch)
 NAMED = Range("a name, not empty", lambda value: value.strip() != "")
+REPOSITORY = Range(
+    "a repository like me/tinynet-flowers", re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*").fullmatch
+)
 AREAS = Range("two shares of the area, 0 < low <= high <= 1", lambda value: 0 < value[0] <= value[1] <= 1)
 RATIOS = Range("two ratios, 0 < low <= high", lambda value: 0 < value[0] <= value[1])
 
@@ -198,6 +201,9 @@ class TrainConfig:
     keep: int = _field(2, "run", "newest checkpoints kept, so that a damaged one has a fallback", AT_LEAST_2)
     eval_every_epochs: int = _field(1, "run", "epochs between two evaluations", AT_LEAST_1, published=True)
     log_every_steps: int = _field(50, "run", "optimizer steps between two records (published: 100)", AT_LEAST_1)
+    push_to_hub: str | None = _field(
+        None, "run", "publish the finished run in this Hub repository, like me/tinynet-flowers", REPOSITORY
+    )
     report_to: str | None = _field(None, "run", "tracker of Accelerate: tensorboard, wandb, trackio, ...", NAMED)
     num_workers: int | None = _field(
         None, "run", "loader processes of each training process; unset: its share of the CPU cores", NOT_NEGATIVE

@@ -24,7 +24,7 @@ MARK = "<!-- Written by hub_card.push from a run. Without this line it is yours,
 NOT_SHOWN = {
     *("streaming", "on_bad_image", "on_nonfinite", "rescale", "compile", "channels_last", "allow_data_change", "keep"),
     *("save_every_epochs", "save_every", "eval_every_epochs", "log_every_steps", "num_workers", "timeout_s"),
-    *("train_split", "validation_split", "image_column", "label_column", "class_names"),
+    *("train_split", "validation_split", "image_column", "label_column"),
 }
 IDLE = {
     ("schedule", "cosine"): {"decay_epochs", "decay_rate"},

@@ -62,7 +62,7 @@ class Run:
 
     def public_recipe(self) -> dict[str, Any]:
         """The recipe without what only this machine knows: places are left out, folders become their names."""
-        private = ("output_dir", "run_name", "resume", "report_to", "push_to_hub")
+        private = ("class_names", "output_dir", "run_name", "resume", "report_to", "push_to_hub")
         recipe = {name: value for name, value in self.recipe.items() if name not in private}
         return recipe | {what: public_name(recipe[what], self._is_local(what)) for what in ("model", "dataset")}
 

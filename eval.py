@@ -27,13 +27,15 @@ from training.arguments import output_file, whole_number
 from training.augmentation import EvalTransform
 from training.config import default_num_workers
 from training.data import build_dataset, build_eval_loader
+from training.data_error import DataError
 from training.decoding import ImageDecodeError
 from training.device_transforms import DeviceTransform
 from training.evaluation import EvaluationResult, evaluate
+from training.loader_workers import end_workers
 from training.memory import keep_freed_memory
 from training.model import ModelError, head_rows, load_saved_model, loading_errors
 from training.records import write_summary
-from training.sources import DataError, Splits, load_splits, num_samples
+from training.sources import Splits, load_splits, num_samples
 
 MAX_NAMED_CLASSES = 30  # in the confusion matrix: more names would overlap
 
@@ -138,6 +140,7 @@ def load_data(options: argparse.Namespace) -> Splits:
         "name": options.dataset_name,
         "image_column": options.image_column,
         "label_column": options.label_column,
+        "class_names": options.class_names,
         "validation_fraction": options.validation_fraction,
         "streaming": options.streaming,
     }
@@ -214,15 +217,11 @@ def results_table(evaluated: Sequence[Evaluated]) -> str:
     )
 
 
-def per_class(one: Evaluated) -> list[dict[str, Any]]:
-    """In the data set's order; classes without pictures are left out."""
-    columns = (one.model.labels, one.result.class_correct, one.result.class_total)
-    return [{"class": label, "top_1_correct": k, "n": n} for label, k, n in zip(*columns, strict=True) if n]
-
-
 def per_class_table(one: Evaluated) -> str:
     """The worst classes first."""
-    rows = sorted((tuple(row.values()) for row in per_class(one)), key=lambda row: row[1] / row[2])
+    rows = sorted(
+        (tuple(row.values()) for row in one.result.per_class(one.model.labels)), key=lambda row: row[1] / row[2]
+    )
     width = max(len(label) for label, _, _ in rows)
     lines = [f"  {label:<{width}}  {k}/{n} = {100 * k / n:.1f} %" for label, k, n in rows]
     return "\n".join([f"top-1 by class, {one.model.name}", *lines])
@@ -240,7 +239,7 @@ def summary(
             "parameters": one.model.parameters,
             **one.result.to_dict(),
             "images_per_s": round(one.images_per_s, 1),
-            **({"per_class": per_class(one)} if options.per_class else {}),
+            **({"per_class": one.result.per_class(one.model.labels)} if options.per_class else {}),
         }
         for one in evaluated
     ]
@@ -330,6 +329,7 @@ def build_parser() -> Parser:
     data.add_argument("--dataset_name", metavar="NAME", help="configuration of a Hub data set that has several")
     data.add_argument("--image_column", metavar="NAME", help="column of the pictures; unset: found by its type")
     data.add_argument("--label_column", metavar="NAME", help="column of the labels; unset: found by its type")
+    data.add_argument("--class_names", metavar="FILE", help="a class name in each line, for labels that are integers")
     data.add_argument(
         "--validation_fraction",
         type=float,
@@ -399,4 +399,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        end_workers()

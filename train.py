@@ -39,6 +39,8 @@ from accelerate.utils import (
     gather_object,
 )
 
+from hub_card.push import check_rights, publish_run
+from hub_card.run import PublishError
 from modeling_tinynet import TinyNetImageProcessor, __version__
 from training.agreement import GO_ON, SAVE, STOP, agree
 from training.augmentation import EvalTransform, TrainTransform
@@ -46,7 +48,8 @@ from training.batch_norm import average_batch_norm_statistics, batch_norm_statis
 from training.checkpoint import CheckpointError, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from training.config import default_num_workers, parse_config, skip_limit
 from training.curves import save_curves
-from training.data import LabelError, build_dataset, build_eval_loader, build_train_loader
+from training.data import build_dataset, build_eval_loader, build_train_loader
+from training.data_error import DataError
 from training.decoding import ImageDecodeError
 from training.device_transforms import DeviceTransform
 from training.display import StepTimer, TrainingDisplay
@@ -74,9 +77,11 @@ from training.run_folder import (
     save_model_folder,
 )
 from training.run_lock import RunFolderInUse, RunLock
+from training.samples import LabelError
 from training.sampling import TrainingPlan
 from training.save_schedule import SaveSchedule
-from training.sources import DataError, load_splits, num_samples
+from training.sources import load_splits, num_samples
+from training.streaming import StreamPositions
 
 
 def main(argv: list[str]) -> None:
@@ -85,7 +90,7 @@ def main(argv: list[str]) -> None:
     run_folder = Path(config.output_dir) / (config.run_name or default_run_name(config.model, config.dataset))
     transformers.utils.logging.disable_progress_bar()  # one bar is enough
 
-    if config.report_to and config.report_to not in get_available_trackers():
+    if config.report_to and config.report_to not in map(str, get_available_trackers()):
         raise RunError(f"tracker {config.report_to!r} of --report_to is not installed, or unknown to Accelerate")
 
     # 2. Where: Accelerate gives device, precision and processes. BatchNorm statistics stay each rank's own while it
@@ -166,7 +171,9 @@ def main(argv: list[str]) -> None:
             run_folder.mkdir(parents=True, exist_ok=True)
             lock = RunLock(run_folder)  # noqa: F841  held while it lives
             choice[0] = open_run(run_folder, config.resume)
-        except (RunError, RunFolderInUse, CheckpointError, OSError) as error:
+            if config.push_to_hub:
+                check_rights(config.push_to_hub)  # now, not after days of training
+        except (RunError, RunFolderInUse, CheckpointError, PublishError, OSError) as error:
             choice[1] = str(error)
     checkpoint, error = broadcast_object_list(choice)
     if error:
@@ -216,11 +223,21 @@ def main(argv: list[str]) -> None:
         "rank": rank,
         "num_processes": num_processes,
     }
+    positions = None
+    if config.streaming:
+        positions = StreamPositions(
+            num_workers,
+            plan.micro_batches_before(start_step),
+            start_step // plan.steps_per_epoch,
+            saved=tensors["local"].get("stream") if checkpoint is not None else None,
+            rank=rank,
+            num_processes=num_processes,
+        )
     train_loader = build_train_loader(
         build_dataset(
             splits.train,
             train_transform,
-            first_epoch=start_step // plan.steps_per_epoch,
+            positions=positions,
             replace_bad_images=config.on_bad_image != "stop",
             **reading,
         ),
@@ -265,9 +282,15 @@ def main(argv: list[str]) -> None:
             f"{config.precision}, {num_workers} loader workers each"
         )
         display.message(f"{run_folder}: " + (f"going on from {checkpoint.name}" if checkpoint else "a new run"))
+        if positions and checkpoint and not positions.is_exact:
+            display.message(
+                "the stream begins its epoch anew: another number of processes or loader workers read it before"
+            )
     if config.report_to:
         plain_config = {name: str(value) for name, value in vars(config).items()}
-        accelerator.init_trackers("tinynet", plain_config, init_kwargs={"wandb": {"name": run_folder.name}})
+        # What TensorBoard has of steps after the checkpoint, it drops; other trackers begin a new run.
+        tracker_options = {"tensorboard": {"purge_step": start_step + 1}, "wandb": {"name": run_folder.name}}
+        accelerator.init_trackers("tinynet", plain_config, init_kwargs=tracker_options)
     timer = StepTimer()
     started_at = time.perf_counter()
     epoch_seconds, epoch_started_at = timer.seconds(), started_at
@@ -278,14 +301,16 @@ def main(argv: list[str]) -> None:
     def save() -> None:
         """Between two optimizer steps, on all ranks. Nothing is averaged, so that a save changes nothing."""
         followed = [network, ema.model] if ema else [network]
-        local = accelerator.gather(batch_norm_statistics(followed)[None])
+        local = {"batch_norm": accelerator.gather(batch_norm_statistics(followed)[None])}
+        if positions:
+            local["stream"] = accelerator.gather(positions.tensor[None].to(device))
         save_schedule.saved(step)
         if not is_main:
             return
         tensors = {
             "model": network.state_dict(),
             "optimizer": optimizer_tensors(optimizer.optimizer, network),
-            "local": {"batch_norm": local},
+            "local": local,
         } | ({"ema": ema.model.state_dict()} if ema else {})
         progress.elapsed_s = elapsed_before_s + time.perf_counter() - started_at
         state = {
@@ -300,6 +325,8 @@ def main(argv: list[str]) -> None:
     # 9. The loop: one optimizer step a turn, and after the last of an epoch its end.
     model.train()
     batches = batches_in_time(train_loader, config.timeout_s)
+    if positions:
+        batches = positions.followed(batches)
     step = start_step
     while step < total_steps or progress.epoch_end_due:
         if not progress.epoch_end_due:
@@ -422,7 +449,7 @@ def main(argv: list[str]) -> None:
             or (result["top_1_correct"], -result["loss"]) > (progress.best["top_1_correct"], -progress.best["loss"])
         )
         if is_best:
-            progress.best = result
+            progress.best = result | {"per_class": results[weights].per_class(splits.class_names)}
             if is_main:
                 with timer("saving"):
                     save_model_folder(run_folder / "best", candidates[weights], processor)
@@ -458,6 +485,10 @@ def main(argv: list[str]) -> None:
                             "run": run_folder.name,
                             "model": config.model,
                             "dataset": config.dataset,
+                            "is_local": {
+                                "model": Path(config.model).expanduser().exists(),
+                                "dataset": Path(config.dataset).expanduser().exists(),
+                            },
                             "num_train": plan.num_samples,
                             "num_validation": num_validation,
                             "num_classes": num_classes,
@@ -487,6 +518,8 @@ def main(argv: list[str]) -> None:
     if is_main:
         print_result(run_folder, summary, splits)
     accelerator.end_training()
+    if is_main and config.push_to_hub:  # the other processes need not wait for it
+        print(publish_run(run_folder, config.push_to_hub))
 
 
 def run(argv: list[str]) -> int:
@@ -520,8 +553,9 @@ def run(argv: list[str]) -> int:
         if not workers_lost(failure):
             raise
         print(f"error: rank {rank}: {failure}", file=sys.stderr)
-        end_workers()
         return 2
+    finally:
+        end_workers()
     return 0
 
 

@@ -205,6 +205,16 @@ def faults_table() -> str:
     return f"{table(('case', 'tried', 'passed'), rows)}\n\n`make faults`. {origin(report['environment'])}"
 
 
+def saving_text() -> str:
+    report = results("saving")
+    text = (
+        f"For {report['checkpoint_mb']:.0f} MB of TinyNet-A, training stands still for {report['median_s']:.2f} "
+        f"seconds (median of {report['rounds']} saves): {100 * report['share']:.2f} % at one save in "
+        f"{report['interval_s'] // 60} minutes."
+    )
+    return f"{text}\n\n{origin(report['environment'])}"
+
+
 def results(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
@@ -231,6 +241,7 @@ TABLES = {
     "scale": scale_text,
     "photos": photos_text,
     "faults": faults_table,
+    "saving": saving_text,
 }
 
 

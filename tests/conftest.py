@@ -73,7 +73,9 @@ class FaultsTable:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         from training.environment import environment
 
-        cases = [{"case": case, "tried": tried, "passed": passed} for case, (tried, passed) in sorted(self.rows.items())]
+        cases = [
+            {"case": case, "tried": tried, "passed": passed} for case, (tried, passed) in sorted(self.rows.items())
+        ]
         text = json.dumps({"environment": environment(), "cases": cases}, indent=2)
         session.config.getoption("--faults_table").write_text(f"{text}\n")
 

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
 from tests.training_jobs import AUGMENTED, RECIPE, ROOT, SMALL, final_tensors, train, trained
@@ -202,14 +203,16 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(calibrated, tmp_path
         assert difference.norm() < 1e-6 * whole.norm(), file
 
 
-def test_bf16_autocast_trains(tmp_path):
+def test_bf16_autocast_trains_and_tensorboard_follows(tmp_path):
     losses = {}
     for precision in ("no", "bf16"):
         flags = ("--epochs", "1", "--precision", precision, "--log_every_steps", "1", "--run_name", precision)
-        flags += ("--lr", "0.0005", "--num_workers", "0", "--ema_decay", "0")
+        flags += ("--lr", "0.0005", "--num_workers", "0", "--ema_decay", "0", "--report_to", "tensorboard")
         trained(*SMALL, *flags, folder=tmp_path)
         records = read_metrics(tmp_path / "runs" / precision / "metrics.jsonl")
         losses[precision] = [record["loss"] for record in records if record["kind"] == "step"]
+        tracked = EventAccumulator(str(tmp_path / "runs" / precision / "tinynet")).Reload()
+        assert [event.value for event in tracked.Scalars("loss")] == pytest.approx(losses[precision], rel=1e-6)
     assert sum(losses["bf16"][-5:]) < sum(losses["bf16"][:5])
     assert losses["bf16"] != losses["no"]
     assert losses["bf16"][0] == pytest.approx(losses["no"][0], rel=0.02)

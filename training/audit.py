@@ -17,8 +17,9 @@ from training.arguments import add_data_flags, data_config, output_file, whole_n
 from training.audit_report import report, verdict
 from training.audit_summary import PictureFacts, audit_split, num_undecodable, summarize
 from training.config import default_num_workers
+from training.data_error import DataError
 from training.records import write_summary
-from training.sources import DataError, load_splits
+from training.sources import load_splits
 
 EPILOG = """\
 what it looks for:

@@ -42,6 +42,9 @@ MAGNITUDE = Range("between 0 and 30", lambda value: 0 <= value <= 30)
 STOP_OR_SKIP = Range("stop, or skip:N with a whole N", lambda value: re.fullmatch(r"stop|skip:[1-9]\d*", value))
 INTERVAL = Range("an interval like 500steps or 10min", PATTERN.fullmatch)
 NAMED = Range("a name, not empty", lambda value: value.strip() != "")
+REPOSITORY = Range(
+    "a repository like me/tinynet-flowers", re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*").fullmatch
+)
 AREAS = Range("two shares of the area, 0 < low <= high <= 1", lambda value: 0 < value[0] <= value[1] <= 1)
 RATIOS = Range("two ratios, 0 < low <= high", lambda value: 0 < value[0] <= value[1])
 
@@ -87,13 +90,19 @@ class TrainConfig:
     batch_norm_eps: float | None = _field(None, "model", "epsilon of BatchNorm (published: 1e-5)", POSITIVE)
 
     dataset: str = _field(
-        "ILSVRC/imagenet-1k", "data", "Hub id, folder of pictures, folder of Parquet files, or digits", NAMED
+        "ILSVRC/imagenet-1k",
+        "data",
+        "Hub id, folder of pictures, of Parquet or of tar files (WebDataset), or digits",
+        NAMED,
     )
     dataset_name: str | None = _field(None, "data", "configuration of a Hub data set that has several", NAMED)
     train_split: str = _field("train", "data", "split to train on", NAMED)
     validation_split: str | None = _field(None, "data", "split to evaluate on; unset: found by its usual names", NAMED)
     image_column: str | None = _field(None, "data", "column of the pictures; unset: found by its type", NAMED)
     label_column: str | None = _field(None, "data", "column of the labels; unset: found by its type", NAMED)
+    class_names: str | None = _field(
+        None, "data", "text file, a name in each line, for labels that are plain integers; unset: 0, 1, 2, ...", NAMED
+    )
     validation_fraction: float = _field(
         0.2, "data", "share of the train split held out where there is no validation split", INSIDE_0_1
     )
@@ -192,6 +201,9 @@ class TrainConfig:
     keep: int = _field(2, "run", "newest checkpoints kept, so that a damaged one has a fallback", AT_LEAST_2)
     eval_every_epochs: int = _field(1, "run", "epochs between two evaluations", AT_LEAST_1, published=True)
     log_every_steps: int = _field(50, "run", "optimizer steps between two records (published: 100)", AT_LEAST_1)
+    push_to_hub: str | None = _field(
+        None, "run", "publish the finished run in this Hub repository, like me/tinynet-flowers", REPOSITORY
+    )
     report_to: str | None = _field(None, "run", "tracker of Accelerate: tensorboard, wandb, trackio, ...", NAMED)
     num_workers: int | None = _field(
         None, "run", "loader processes of each training process; unset: its share of the CPU cores", NOT_NEGATIVE
@@ -219,10 +231,6 @@ class TrainConfig:
             )
         if self.streaming and not self.drop_last:
             raise ValueError("streaming needs drop_last: a stream has no last, short batch to keep")
-        if self.streaming and self.on_bad_image != "stop":
-            raise ValueError(
-                f"on_bad_image must be stop for a stream, got {self.on_bad_image}: it has no other sample"
-            )
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr must not be above lr ({self.lr}), got {self.min_lr}")
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
@@ -242,6 +250,7 @@ class TrainConfig:
             "validation_split": self.validation_split,
             "image_column": self.image_column,
             "label_column": self.label_column,
+            "class_names": self.class_names,
             "validation_fraction": self.validation_fraction,
             "streaming": self.streaming,
         }

@@ -141,14 +141,25 @@ def _draw_accuracy(axes: Axes, epochs: Sequence[Record]) -> None:
         x, top_1 = top_1_curve(epochs, weights)
         if x:
             axes.plot(x, top_1, color=color, linewidth=2, marker=marker(x), label=f"{name} weights")
-        points += [(value, epoch, name) for value, epoch in zip(top_1, x, strict=True)]
+        points += [(record[weights], record["epoch"], name) for record in epochs if record[weights]]
     if not points:
         note(axes, "no evaluation yet")
         return
-    best, epoch, name = max(points, key=lambda point: point[0])  # the first of equals
+    counts, epoch, name = best_point(points)
+    best = accuracy_percent(counts, 1)
     text = f"best {best:.3f} % ({name}, epoch {epoch:g})"
     axes.plot([epoch], [best], "o", color=BEST, fillstyle="none", markersize=14, label=text)
     legend(axes, axes.get_lines())
+
+
+def best_point(points: Sequence[tuple[Record, float, str]]) -> tuple[Record, float, str]:
+    """The (counts, epoch, name) whose weights train.py keeps: most right answers, and among equals the least loss."""
+
+    def key(point: tuple[Record, float, str]) -> tuple[int, float]:
+        loss = point[0].get("loss")  # null where it was not finite
+        return point[0]["top_1_correct"], -math.inf if loss is None else -loss
+
+    return max(points, key=key)
 
 
 def _draw_lr(axes: Axes, steps: Sequence[Record]) -> None:

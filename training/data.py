@@ -1,33 +1,24 @@
 """From stored pictures to uint8 batches: decoding, the per-sample transform, and the loaders."""
 
 import contextlib
-import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
 import torch
-from datasets.distributed import split_dataset_by_node
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from training.decoding import ImageDecodeError, decode_rgb
+from training.decoding import ImageDecodeError
 from training.loader_workers import begin_worker
+from training.samples import REPLACEMENT_TRIES, Transform, make_sample
 from training.sampling import TrainBatchSampler, TrainingPlan, evaluation_indices
-from training.sources import DataError, Split
-
-# `transform(image, key)`: uint8 (3, H, W) and (seed, epoch, index) to uint8 (3, S, S), random by nothing but the key.
-Transform = Callable[[torch.Tensor, tuple[int, int, int]], torch.Tensor]
-
-REPLACEMENT_TRIES = 10
-
-
-class LabelError(DataError):
-    """A sample's label is none of the data set's classes."""
+from training.sources import Split
+from training.streaming import StreamedEvaluation, StreamedTraining, StreamPositions
 
 
 class ImageDataset(Dataset):
-    """A stored split as samples `{"pixel_values": uint8 (3, S, S), "labels": int, "index": int, "replaced": bool}`.
+    """A stored split as samples of `training.samples.make_sample`; `replaced` counts the pictures it stands in for.
 
     Samples are asked for by (epoch, index), and a whole batch is fetched at once.
 
@@ -83,7 +74,7 @@ class ImageDataset(Dataset):
 
     def _sample(self, image: dict[str, Any], label: int, key: tuple[int, int, int]) -> dict[str, Any]:
         try:
-            return _sample(image, label, self.transform, self.num_classes, key)
+            return make_sample(image, label, self.transform, self.num_classes, key)
         except ImageDecodeError:
             if not self.replace_bad_images:
                 raise
@@ -93,84 +84,15 @@ class ImageDataset(Dataset):
                 other = others.randrange(len(self))
                 row = self.split[other]
                 with contextlib.suppress(ImageDecodeError):
-                    sample = _sample(
+                    sample = make_sample(
                         row[self.image_column],
                         row[self.label_column],
                         self.transform,
                         self.num_classes,
                         (seed, epoch, other),
                     )
-                    return sample | {"index": index, "replaced": True}
+                    return sample | {"index": index, "replaced": 1}
             raise
-
-
-class StreamingImageDataset(IterableDataset):
-    """The same samples from a stream, for one rank; endless for training, one unshuffled pass for evaluation.
-
-    Evaluation is exact. Training is not what it is with a stored split: the order is only as random as the shuffle
-    buffer, depends on the numbers of processes and loader workers, and cannot be taken up in the middle: a resumed run
-    begins the stream anew. `index` counts what a worker has delivered and is no position in the data set.
-
-    Args:
-        split: as for `ImageDataset`, but streamed.
-        image_column, label_column, transform, num_classes, seed: as for `ImageDataset`.
-        rank, num_processes: this process, and how many share the stream.
-        shuffle_buffer: samples to shuffle among, all of them in memory, in each loader worker; 0 for evaluation.
-        first_epoch: where a resumed run begins, so that it does not see the first epoch's crops again.
-    """
-
-    def __init__(
-        self,
-        split: datasets.IterableDataset,
-        image_column: str,
-        label_column: str,
-        transform: Transform,
-        num_classes: int,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        num_processes: int = 1,
-        shuffle_buffer: int = 1000,
-        first_epoch: int = 0,
-    ) -> None:
-        if shuffle_buffer:
-            split = split.shuffle(seed=seed, buffer_size=shuffle_buffer)
-        self.split = split_dataset_by_node(split, rank, num_processes)
-        self.image_column = image_column
-        self.label_column = label_column
-        self.transform = transform
-        self.num_classes = num_classes
-        self.seed = seed
-        self.rank = rank
-        self.num_processes = num_processes
-        self.endless = shuffle_buffer > 0
-        self.first_epoch = first_epoch
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
-        for epoch in itertools.count(self.first_epoch):
-            self.split.set_epoch(epoch)
-            # Counts in steps of all workers of all ranks, so that no two samples of an epoch share a key.
-            index = self.rank * num_workers + worker_id
-            any_left = False
-            for row in self.split:
-                any_left = True
-                key = (self.seed, epoch, index)
-                yield _sample(row[self.image_column], row[self.label_column], self.transform, self.num_classes, key)
-                index += self.num_processes * num_workers
-            if not any_left or not self.endless:  # a stream of fewer files than workers leaves some without any
-                return
-
-
-def _sample(
-    image: dict[str, Any], label: int, transform: Transform, num_classes: int, key: tuple[int, int, int]
-) -> dict[str, Any]:
-    index = key[2]
-    if not isinstance(label, int) or not 0 <= label < num_classes:
-        raise LabelError(f"label {label!r} of sample {index} is none of the {num_classes} classes")
-    pixels = transform(decode_rgb(image, name=f"sample {index}"), key)
-    return {"pixel_values": pixels, "labels": label, "index": index, "replaced": False}
 
 
 def build_dataset(
@@ -182,32 +104,36 @@ def build_dataset(
     seed: int,
     rank: int,
     num_processes: int,
-    first_epoch: int | None = None,
+    positions: StreamPositions | None = None,
     replace_bad_images: bool = False,
-) -> ImageDataset | StreamingImageDataset:
+) -> ImageDataset | StreamedEvaluation | StreamedTraining:
     """The data set of one rank for a stored split or a stream.
 
     Args:
         columns: of pictures and of labels.
-        first_epoch: of training, where a stream begins; None for evaluation.
-        replace_bad_images: of a stored split, see `ImageDataset`.
+        positions: of training, where a stream begins; None for evaluation.
+        replace_bad_images: take another in the place of a picture that cannot be decoded; for training.
     """
     if isinstance(split, datasets.Dataset):
         return ImageDataset(split, *columns, transform, num_classes, seed=seed, replace_bad_images=replace_bad_images)
-    return StreamingImageDataset(
+    shared = {"rank": rank, "num_processes": num_processes}
+    if positions is None:
+        return StreamedEvaluation(split, *columns, transform, num_classes, **shared)
+    return StreamedTraining(
         split,
         *columns,
         transform,
         num_classes,
         seed=seed,
-        rank=rank,
-        num_processes=num_processes,
-        **({"shuffle_buffer": 0} if first_epoch is None else {"first_epoch": first_epoch}),
+        **shared,
+        first_batch=positions.first_batch,
+        positions=positions.tensor.clone(),
+        replace_bad_images=replace_bad_images,
     )
 
 
 def build_train_loader(
-    dataset: ImageDataset | StreamingImageDataset,
+    dataset: ImageDataset | StreamedTraining,
     plan: TrainingPlan,
     *,
     rank: int,
@@ -228,7 +154,7 @@ def build_train_loader(
     Raises:
         ValueError: a stream with a plan that keeps short batches.
     """
-    if isinstance(dataset, StreamingImageDataset):
+    if isinstance(dataset, StreamedTraining):
         if not plan.drop_last:
             raise ValueError("a stream has no last, short batch to keep: set drop_last")
         return DataLoader(
@@ -239,7 +165,7 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    dataset: ImageDataset | StreamingImageDataset,
+    dataset: ImageDataset | StreamedEvaluation,
     *,
     batch_size: int,
     rank: int = 0,
@@ -251,7 +177,7 @@ def build_eval_loader(
     A rank's loader may be empty. Its workers wait for the next evaluation instead of ending.
     """
     options = _loader_options(num_workers) | {"persistent_workers": num_workers > 0}
-    if isinstance(dataset, StreamingImageDataset):
+    if isinstance(dataset, StreamedEvaluation):
         return DataLoader(dataset, batch_size=batch_size, **options)
     indices = evaluation_indices(len(dataset), rank, num_processes)
     return DataLoader(dataset, batch_size=batch_size, sampler=EvaluationKeys(indices), **options)

@@ -20,13 +20,14 @@ from accelerate import Accelerator
 from training import decoding
 from training.arguments import whole_number
 from training.config import TrainConfig, available_cores, default_num_workers, parse_config
+from training.data_error import DataError
 from training.decoding import ImageDecodeError
 from training.display import format_speed
 from training.memory import keep_freed_memory
 from training.rates import Rates, measure_rates
 from training.run_folder import RunError, mistakes_as_run_errors
 from training.sampling import TrainingPlan
-from training.sources import DataError, Splits, load_splits, num_samples
+from training.sources import Splits, load_splits, num_samples
 
 BAR_WIDTH = 40
 PREPARED_SIDE = 256  # pixels, the default of training.prepare

@@ -1,7 +1,7 @@
 """Exact evaluation: every validation image counted once, in integers, for several models in one pass over the data."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,11 @@ class EvaluationResult:
     def class_accuracy(self) -> list[float | None]:
         """Top-1 accuracy of each class, None for a class without images."""
         return [c / n if n else None for c, n in zip(self.class_correct, self.class_total, strict=True)]
+
+    def per_class(self, class_names: Sequence[str]) -> list[dict[str, str | int]]:
+        """The counts of each class by its name, for a file of results; classes without images are left out."""
+        columns = (class_names, self.class_correct, self.class_total)
+        return [{"class": name, "top_1_correct": k, "n": n} for name, k, n in zip(*columns, strict=True) if n]
 
     def line(self) -> str:
         """`top-1 35607/50000 = 71.214 %`"""

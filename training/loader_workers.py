@@ -58,7 +58,8 @@ def workers_lost(error: RuntimeError) -> bool:
 
 
 def end_workers() -> None:
-    """Kill all workers. A stopped one does not react to SIGTERM, and Python would wait for it for ever."""
+    """Kill all workers, at the end of a process. After an error they may still be there, do not react to SIGTERM, and
+    Python would wait for them for ever."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each
     for worker in multiprocessing.active_children():
         worker.kill()

@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from training.arguments import add_data_flags, data_config, whole_number
 from training.config import default_num_workers
+from training.data_error import DataError
 from training.display import format_duration, format_speed
 from training.environment import environment
 from training.fingerprint import data_fingerprint
 from training.loader_workers import begin_worker
 from training.prepared_copy import PreparedCopy, PrepareError, Shard, plan_shards
 from training.shrinking import ShrunkenPictures
-from training.sources import DataError, Splits, load_splits
+from training.sources import Splits, load_splits
 
 BATCH = 16  # pictures that a worker makes at once
 EPILOG = """\

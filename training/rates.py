@@ -27,6 +27,7 @@ from training.model import build_model, model_config
 from training.optimizer import build_optimizer
 from training.sampling import TrainingPlan, epoch_permutation
 from training.sources import Splits
+from training.streaming import StreamPositions
 
 READ_AT_ONCE = 32
 KEPT_PICTURES, KEPT_BYTES = 256, 64_000_000  # held in memory to be decoded again and again
@@ -103,6 +104,9 @@ def measure_rates(
     finally:
         torch.set_num_threads(threads)
 
+    positions = None
+    if config.streaming:
+        positions = StreamPositions(num_workers, 0, 0, None, rank=rank, num_processes=plan.num_processes)
     dataset = build_dataset(
         splits.train,
         train_transform,
@@ -111,7 +115,7 @@ def measure_rates(
         seed=config.seed,
         rank=rank,
         num_processes=plan.num_processes,
-        first_epoch=0,
+        positions=positions,
         replace_bad_images=config.on_bad_image != "stop",
     )
     loader = build_train_loader(dataset, plan, rank=rank, total_steps=ENDLESS, num_workers=num_workers)

@@ -3,7 +3,8 @@
 import io
 import json
 import os
-from collections.abc import Iterable
+import re
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -12,9 +13,10 @@ import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from training.data_error import DataError, listed
+from training.labels import read_class_names, streamed_class_names, with_labels_of, with_train_labels
 from training.sampling import stratified_holdout
 
 Split: TypeAlias = datasets.Dataset | datasets.IterableDataset
@@ -28,10 +30,6 @@ METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE_COLUMN_NAMES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMN_NAMES = ("label", "labels", "class", "target", "cls")
 IMAGENET_COUNTS = {"train": 1_281_167, "validation": 50_000, "val": 50_000}
-
-
-class DataError(ValueError):
-    """A data set cannot be trained on. The message is one sentence and says what to change."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ def load_splits(
     validation_split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    class_names: str | None = None,
     validation_fraction: float = 0.2,
     seed: int = 0,
     streaming: bool = False,
@@ -68,12 +67,13 @@ def load_splits(
 
     Args:
         dataset: `digits`; a folder that holds `train/<class>/` and `val/<class>/`, or `<class>/` alone, or Parquet, or
-            pictures with a metadata file; a Parquet file; or a Hub id.
+            pictures with a metadata file; a Parquet file; a folder of WebDataset's tar files; or a Hub id.
         name: configuration of a Hub data set that has several.
         train_split: split to train on.
         validation_split: split to evaluate on; None takes the first of validation, val, valid and test there is.
         image_column: column of the pictures; None finds it by its type.
         label_column: column of the labels; None finds it by its type.
+        class_names: text file of a name in each line, for labels that are plain integers; None calls them 0, 1, 2, ...
         validation_fraction: share of each class to hold out of the training split if there is no validation split.
         seed: decides which samples are held out. Leave it alone between runs that are to be compared.
         streaming: read the data set while training instead of storing it. Labels are then checked only as they come.
@@ -81,14 +81,15 @@ def load_splits(
     Raises:
         DataError: the data set is missing, or cannot be trained on as it is.
     """
+    given_names = read_class_names(class_names) if class_names else None
     splits = _read_splits(dataset, name, train_split, validation_split, streaming)
     if train_split not in splits:
-        raise DataError(f"{dataset} has no split {train_split!r}; its splits are {_listed(splits)}")
+        raise DataError(f"{dataset} has no split {train_split!r}; its splits are {listed(splits)}")
     if validation_split is None:
         candidates = [split for split in VALIDATION_NAMES if split in splits and split != train_split]
         validation_split = candidates[0] if candidates else None
     elif validation_split not in splits:
-        raise DataError(f"{dataset} has no split {validation_split!r}; its splits are {_listed(splits)}")
+        raise DataError(f"{dataset} has no split {validation_split!r}; its splits are {listed(splits)}")
 
     image_column = _find_image_column(dataset, splits[train_split], image_column)
     label_column = _find_label_column(dataset, splits[train_split], label_column)
@@ -103,12 +104,12 @@ def load_splits(
     if streaming:
         if validation_split is None:
             raise DataError(f"{dataset} has no validation split, and none can be held out of a stream; name one")
-        names = _streamed_class_names(dataset, list(chosen.values()), label_column)
+        names = streamed_class_names(dataset, list(chosen.values()), label_column, given_names)
         description = f"{dataset}, streamed: {len(names)} classes, evaluated on its split {validation_split!r}"
         return Splits(chosen[train_split], chosen[validation_split], names, image_column, label_column, description)
 
-    names, train, train_ids = _with_train_labels(
-        f"split {train_split!r} of {dataset}", chosen[train_split], label_column
+    names, train, train_ids = with_train_labels(
+        f"split {train_split!r} of {dataset}", chosen[train_split], label_column, given_names
     )
     if validation_split is None:
         notes = [
@@ -123,11 +124,11 @@ def load_splits(
     else:
         notes = [f"evaluated on its split {validation_split!r}"]
         place = f"split {validation_split!r} of {dataset}"
-        validation, validation_ids = _with_labels_of(names, place, chosen[validation_split], label_column)
+        validation, validation_ids = with_labels_of(names, place, chosen[validation_split], label_column, given_names)
     for kind, ids in (("training", train_ids), ("validation", validation_ids)):
         missing = [names[i] for i in np.flatnonzero(np.bincount(ids, minlength=len(names)) == 0)]
         if missing:
-            notes.append(f"no {kind} pictures of {_listed(missing)}")
+            notes.append(f"no {kind} pictures of {listed(missing)}")
     description = (
         f"{dataset}: {len(train):,} training and {len(validation):,} validation pictures, {len(names)} classes; "
         + "; ".join(notes)
@@ -173,12 +174,6 @@ def check_imagenet_counts(dataset: str, counts: dict[str, int | None]) -> None:
             )
 
 
-def _listed(names: Iterable[str], limit: int = 10) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
 def _known_size(split: Split) -> int | None:
     if isinstance(split, datasets.Dataset):
         return len(split)
@@ -202,9 +197,12 @@ def _read_splits(
             return _load_dataset("parquet", data_files={train_split: str(path)}, streaming=streaming)
         if path.is_file():
             raise DataError(f"{dataset} is a file, but neither a folder of pictures nor a .parquet file")
-        if parquet_files := _parquet_files(path):
+        if parquet_files := _files(path, "*.parquet"):
             _require_same_features(parquet_files)
             return _load_dataset(str(path), name=name, streaming=streaming)
+        if _files(path, "*.tar"):
+            read = _load_dataset(str(path), name=name, streaming=streaming)
+            return _with_tar_sizes(read, path) if streaming else read
         if metadata := _metadata_file(path):
             try:
                 return _load_dataset(str(path), name=name, streaming=streaming)
@@ -250,9 +248,22 @@ def _labelled(images: pa.StructArray, labels: np.ndarray, class_names: list[str]
     return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
 
 
-def _parquet_files(root: Path) -> list[Path]:
-    files = [*root.glob("*.parquet"), *root.glob("*/*.parquet")]
+def _files(root: Path, pattern: str) -> list[Path]:
+    """Files in the folder itself or in one of its folders."""
+    files = [*root.glob(pattern), *root.glob(f"*/{pattern}")]
     return [file for file in files if file.name not in METADATA_NAMES]
+
+
+def _with_tar_sizes(splits: dict[str, Split], path: Path) -> dict[str, Split]:
+    """WebDataset's tar files do not state how many samples they hold; the headers in them do. Nothing is unpacked."""
+    for split, files in datasets.load_dataset_builder(str(path)).config.data_files.items():
+        size = 0
+        for file in files:
+            with tarfile.open(file) as tar:
+                # A sample's files share their name up to the first dot.
+                size += len({re.sub(r"(?<=[^/])\.[^/]*$", "", entry.name) for entry in tar if entry.isfile()})
+        splits[str(split)].info.splits = datasets.SplitDict({split: datasets.SplitInfo(str(split), num_examples=size)})
+    return splits
 
 
 def _require_same_features(files: list[Path]) -> None:
@@ -303,7 +314,7 @@ def _class_folder_splits(root: Path, train_split: str, validation_split: str | N
     if train_split not in folders:
         if not folders:
             raise DataError(f"{root} has pictures, but no labels: sort them into one folder for each class")
-        raise DataError(f"{root} has no folder {train_split!r}; its folders are {_listed(folders)}")
+        raise DataError(f"{root} has no folder {train_split!r}; its folders are {listed(folders)}")
     read = {train_split: _read_class_folders(root / train_split, every_class=True)}
     validation = next((name for name in validation_names if name in folders and name != train_split), None)
     if validation:
@@ -330,7 +341,7 @@ def _read_class_folders(root: Path, every_class: bool) -> datasets.Dataset:
             )
         images = [file for file in files if _is_image(file)]
         if every_class and not images:
-            found = f"only {_listed(files, 3)}" if files else "nothing"
+            found = f"only {listed(files, 3)}" if files else "nothing"
             raise DataError(f"class folder {root / class_name} holds no pictures ({found}): fill or delete it")
         paths.append(pa.array([os.path.join(root, class_name, file) for file in images], pa.string()))
         labels.append(np.full(len(images), label))
@@ -353,7 +364,7 @@ def _features(dataset: str, split: Split) -> datasets.Features:
 
 def _require_column(dataset: str, features: datasets.Features, column: str, option: str) -> str:
     if column not in features:
-        raise DataError(f"{option} {column!r} is not a column of {dataset}, which has {_listed(features)}")
+        raise DataError(f"{option} {column!r} is not a column of {dataset}, which has {listed(features)}")
     return column
 
 
@@ -377,8 +388,8 @@ def _find_image_column(dataset: str, split: Split, column: str | None) -> str:
     ]
     found = _pick(candidates, IMAGE_COLUMN_NAMES)
     if found is None:
-        problem = f"several columns of pictures ({_listed(candidates)})" if candidates else "no column of pictures"
-        raise DataError(f"{dataset} has {problem}: name one by image_column; its columns are {_listed(features)}")
+        problem = f"several columns of pictures ({listed(candidates)})" if candidates else "no column of pictures"
+        raise DataError(f"{dataset} has {problem}: name one by image_column; its columns are {listed(features)}")
     return found
 
 
@@ -396,10 +407,10 @@ def _find_label_column(dataset: str, split: Split, column: str | None) -> str:
         if metadata and not candidates:
             raise DataError(
                 f"{metadata} takes the place of the class folders and has no label column: delete it, give it one, "
-                f"or name one by label_column; its columns are {_listed(features)}"
+                f"or name one by label_column; its columns are {listed(features)}"
             )
-        problem = f"several columns of labels ({_listed(candidates)})" if candidates else "no column of labels"
-        raise DataError(f"{dataset} has {problem}: name one by label_column; its columns are {_listed(features)}")
+        problem = f"several columns of labels ({listed(candidates)})" if candidates else "no column of labels"
+        raise DataError(f"{dataset} has {problem}: name one by label_column; its columns are {listed(features)}")
     return found
 
 
@@ -407,7 +418,7 @@ def _two_columns(place: str, split: Split, image_column: str, label_column: str)
     features = _features(place, split)
     for column in (image_column, label_column):
         if column not in features:
-            raise DataError(f"{place} has no column {column!r}, only {_listed(features)}")
+            raise DataError(f"{place} has no column {column!r}, only {listed(features)}")
     split = split.select_columns([image_column, label_column])
     try:
         return split.cast_column(image_column, datasets.Image(decode=False))
@@ -415,78 +426,3 @@ def _two_columns(place: str, split: Split, image_column: str, label_column: str)
         raise DataError(
             f"column {image_column!r} of {place} holds no pictures, but {features[image_column]}"
         ) from error
-
-
-# Labels
-
-
-def _label_ids(place: str, split: datasets.Dataset, column: str) -> tuple[np.ndarray, list[str] | None]:
-    """(an integer for each sample, class names by that integer or None where the labels are plain integers)."""
-    feature = split.features[column]
-    labels = split.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
-    if labels.null_count == len(labels):
-        raise DataError(f"{place} has no labels: the column {column!r} is empty")
-    if labels.null_count:
-        index = int(np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))[0])
-        raise DataError(f"sample {index} of {place} has no label")
-    if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
-        texts = sorted(labels.unique().to_pylist())
-        return pc.index_in(labels, value_set=pa.array(texts, labels.type)).to_numpy().astype(np.int64), texts
-    if not pa.types.is_integer(labels.type):
-        raise DataError(
-            f"labels of {place} must be class labels, integers or strings, but {column!r} is {labels.type}"
-        )
-    ids = labels.to_numpy(zero_copy_only=False).astype(np.int64)
-    if (ids == -1).all():
-        raise DataError(f"{place} has no labels: all are -1")
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    wrong = np.flatnonzero((ids < 0) | (ids >= len(names)) if names else ids < 0)
-    if len(wrong):
-        classes = f"the {len(names)} classes" if names else "0, 1, 2, ..."
-        raise DataError(f"label {ids[wrong[0]]} of sample {wrong[0]} of {place} is none of {classes}")
-    return ids, names
-
-
-def _with_train_labels(
-    place: str, split: datasets.Dataset, column: str
-) -> tuple[list[str], datasets.Dataset, np.ndarray]:
-    """(class names, split with class labels, labels) of the training split, which defines the classes."""
-    ids, names = _label_ids(place, split, column)
-    names = names or [str(number) for number in range(int(ids.max()) + 1)]
-    if len(np.unique(ids)) < 2:
-        raise DataError(f"{place} has pictures of one class only ({names[ids[0]]}): training needs two or more")
-    return names, _replace_labels(split, column, ids, names), ids
-
-
-def _with_labels_of(
-    names: list[str], place: str, split: datasets.Dataset, column: str
-) -> tuple[datasets.Dataset, np.ndarray]:
-    """(split with class labels, labels) of another split, in terms of the training split's class names."""
-    ids, own_names = _label_ids(place, split, column)
-    own_names = own_names or [str(number) for number in range(int(ids.max()) + 1)]
-    position = {name: index for index, name in enumerate(names)}
-    used = np.unique(ids)
-    unknown = [own_names[i] for i in used if own_names[i] not in position]
-    if unknown:
-        raise DataError(f"{place} has pictures of classes that the training split lacks: {_listed(unknown)}")
-    mapping = np.zeros(len(own_names), dtype=np.int64)
-    mapping[used] = [position[own_names[i]] for i in used]
-    ids = mapping[ids]
-    return _replace_labels(split, column, ids, names), ids
-
-
-def _replace_labels(split: datasets.Dataset, column: str, ids: np.ndarray, names: list[str]) -> datasets.Dataset:
-    feature = datasets.ClassLabel(names=names)
-    if split.features[column] == feature:
-        return split  # these names in this order: the numbers are already right
-    return split.remove_columns([column]).add_column(column, ids, feature=feature)
-
-
-def _streamed_class_names(dataset: str, splits: list[Split], column: str) -> list[str]:
-    """Class names that all splits declare alike: a stream's labels cannot be looked through beforehand."""
-    features = [split.features[column] for split in splits]
-    if not isinstance(features[0], datasets.ClassLabel) or any(feature != features[0] for feature in features):
-        raise DataError(
-            f"streaming needs class names, the same in each split, but column {column!r} of {dataset} has none"
-        )
-    return features[0].names

@@ -15,11 +15,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import psutil
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training_jobs import AUGMENTED, ROOT, SMALL, final_tensors, start, train, trained
 from training.checkpoint import latest_checkpoint
@@ -116,7 +119,7 @@ def at_step(step: int, arguments: tuple, processes: int, folder: Path, **kwargs)
     "seed",
     [0, *(pytest.param(seed, marks=pytest.mark.only_thorough) for seed in range(1, 6))],
 )
-@pytest.mark.fault("01 SIGKILL of all processes at random moments, also inside a save")
+@pytest.mark.fault("01 and 02 SIGKILL of all processes at random moments, also inside a save")
 def test_a_run_killed_again_and_again_ends_as_if_left_alone(processes, seed, undisturbed, thorough, tried, tmp_path):
     rng = random.Random(seed + 100 * processes)
     run_folder = tmp_path / "runs" / "run"
@@ -148,15 +151,21 @@ def test_a_run_killed_again_and_again_ends_as_if_left_alone(processes, seed, und
 @pytest.mark.only_thorough
 @pytest.mark.fault("03 SIGKILL of one rank")
 def test_a_killed_rank_ends_the_job_and_nothing_is_left_behind(undisturbed, tmp_path):
-    process = at_step(8, ON[2], 2, tmp_path)
+    arguments = (*ON[2], "--report_to", "tensorboard")
+    process = at_step(8, arguments, 2, tmp_path)
     everybody = family(process)
     ranks(process)[1].kill()
     _, errors = process.communicate(timeout=30)
     assert process.returncode != 0
     assert re.search(r"local_rank: 1|rank\s*: 1", errors)
     assert ended(everybody)
-    trained(*ON[2], processes=2, folder=tmp_path)
-    assert_same(tmp_path / "runs" / "run", undisturbed(2, ON[2]))
+    trained(*arguments, processes=2, folder=tmp_path)
+    run_folder = tmp_path / "runs" / "run"
+    assert_same(run_folder, undisturbed(2, ON[2]))
+    tracked = EventAccumulator(str(run_folder / "tinynet")).Reload()
+    assert [event.step for event in tracked.Scalars("loss")] == list(range(1, 53))
+    losses = [record["loss"] for record in read_metrics(run_folder / "metrics.jsonl") if record["kind"] == "step"]
+    assert [event.value for event in tracked.Scalars("loss")] == pytest.approx(losses, rel=1e-6)
 
 
 @pytest.mark.only_thorough
@@ -183,6 +192,41 @@ def test_a_lost_worker_ends_the_run_in_one_sentence(sign, tmp_path):
     assert re.search("^error: rank 0: (DataLoader worker|the loader's workers gave no batch)", errors, re.MULTILINE)
     assert "Traceback" not in errors
     assert ended(workers)
+
+
+# Streams
+
+
+def streamed_digits(root: Path) -> None:
+    """Digits as Parquet in four files for training and one to evaluate, with the sizes stated as on the Hub."""
+    digits = load_digits()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    images = [Image.fromarray((pixels * 15).astype("uint8")) for pixels in digits.images]
+    root.mkdir(parents=True)
+    for name, rows in [
+        *((f"train-{part}", range(part, 800, 4)) for part in range(4)),
+        ("validation-0", range(800, 850)),
+    ]:
+        columns = {"image": [images[row] for row in rows], "label": digits.target[list(rows)].tolist()}
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(root / f"{name}.parquet")
+    sizes = "".join(
+        f"  - name: {k}\n    num_bytes: 1\n    num_examples: {n}\n" for k, n in (("train", 800), ("validation", 50))
+    )
+    (root / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{sizes}---\n")
+
+
+@pytest.mark.fault("streams go on where they were")
+def test_a_stream_goes_on_as_if_left_alone(tmp_path):
+    arguments = (*RUN, "--dataset", "stream", "--streaming", "--drop_last", "--epochs", "1")
+    for name in ("alone", "stopped"):
+        streamed_digits(tmp_path / name / "stream")
+    trained(*arguments, folder=tmp_path / "alone")
+    process = at_step(8, arguments, 1, tmp_path / "stopped")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == EXIT_CODE
+    assert "the stream begins its epoch anew" not in trained(*arguments, folder=tmp_path / "stopped")
+    assert_same(tmp_path / "stopped" / "runs" / "run", tmp_path / "alone" / "runs" / "run")
 
 
 # Signals

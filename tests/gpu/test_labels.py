@@ -6,8 +6,9 @@ import torch
 from tests.gpu.training_run import DEVICE
 from training.augmentation import EvalTransform
 from training.data import ImageDataset, build_eval_loader
+from training.data_error import DataError
 from training.loss import smoothed_targets, soft_cross_entropy
-from training.sources import DataError, load_splits
+from training.sources import load_splits
 
 pytestmark = pytest.mark.gpu
 

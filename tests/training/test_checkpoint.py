@@ -251,8 +251,8 @@ def killed_at_boundary(monkeypatch, folder, step, boundary) -> bool:
     return os.WIFSIGNALED(status)
 
 
-@pytest.mark.fault("04 kill at each write and rename of a save")
-def test_a_kill_at_any_boundary_leaves_a_whole_newest_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.fault("04 and 26 kill at each write, rename and removal of a save")
+def test_a_kill_at_any_boundary_leaves_a_whole_newest_checkpoint(tmp_path, monkeypatch, tried):
     newest = []
     for boundary in itertools.count(1):
         folder = tmp_path / str(boundary)
@@ -269,10 +269,11 @@ def test_a_kill_at_any_boundary_leaves_a_whole_newest_checkpoint(tmp_path, monke
         assert len(names(folder)) == 2
     # Five files and their folder are forced to the disk, then comes the rename; the run's folder, then one is pruned.
     assert newest == [2] * 7 + [3] * 2
+    tried(len(newest))
 
 
-@pytest.mark.fault("04 kill at each write and rename of a save")
-def test_a_kill_while_replacing_a_step_leaves_a_whole_newest_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.fault("04 and 26 kill at each write, rename and removal of a save")
+def test_a_kill_while_replacing_a_step_leaves_a_whole_newest_checkpoint(tmp_path, monkeypatch, tried):
     for boundary in itertools.count(1):
         folder = tmp_path / str(boundary)
         for step in (1, 2):
@@ -281,10 +282,14 @@ def test_a_kill_while_replacing_a_step_leaves_a_whole_newest_checkpoint(tmp_path
             break
         path = latest_checkpoint(folder)
         assert_holds(path, int(path.name[-1]))
+    assert boundary > 7
+    tried(boundary - 1)
 
 
 @pytest.mark.fault("08 disk full")
-def test_an_error_at_any_boundary_leaves_the_previous_checkpoint_and_nothing_else(tmp_path):
+def test_an_error_at_any_boundary_leaves_the_previous_checkpoint_and_nothing_else(tmp_path, tried):
+    tried(7)
+
     def fail():
         raise OSError(28, "No space left on device")
 

@@ -272,10 +272,6 @@ def test_wrong_recipes_are_refused_with_file_and_line(recipe, refusal, text, sen
         (["--on_nonfinite", "skip:0"], "on_nonfinite must be stop, or skip:N with a whole N, got 'skip:0'"),
         (["--save_every", "10"], "save_every must be an interval like 500steps or 10min, got '10'"),
         (["--timeout_s", "0"], "timeout_s must be at least 1, got 0"),
-        (
-            ["--streaming", "--on_bad_image", "skip:5"],
-            "on_bad_image must be stop for a stream, got skip:5: it has no other sample",
-        ),
         (["--min_lr", "0.1"], "min_lr must not be above lr (0.048), got 0.1"),
         (
             ["--schedule", "cosine", "--epochs", "3"],

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from training.curves import ALARM, EMA, LR, RAW, SPEED, column, save_curves, top_1_curve
+from training.curves import ALARM, EMA, LR, RAW, SPEED, best_point, column, save_curves, top_1_curve
 from training.display import SmoothedLoss, StepTimer
 from training.records import MetricsLog, read_metrics
 
@@ -162,3 +162,12 @@ def test_the_drawn_numbers_are_those_of_the_records(tmp_path):
     assert x == [1, 2, 3, 4]
     assert top_1 == pytest.approx([record["ema"]["top_1_correct"] / 3.97 for record in epochs])
     assert top_1_curve([epochs[0] | {"raw": None}, epochs[1]], "raw")[0] == [2]
+
+
+def test_the_best_among_equals_is_the_one_that_train_keeps():
+    """train.py keeps what is right most often, and among equals what has the smaller loss."""
+    points = [
+        ({"top_1_correct": 9, "loss": loss, "n": 10}, epoch, "raw") for epoch, loss in enumerate([0.3, 0.1, 0.2])
+    ]
+    assert best_point([*points, ({"top_1_correct": 8, "loss": 0.0, "n": 10}, 3, "raw")])[1] == 1
+    assert best_point([({"top_1_correct": 9, "loss": None, "n": 10}, 9, "raw"), *points])[1] == 1

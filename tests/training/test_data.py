@@ -1,6 +1,7 @@
 import csv
 import io
 import re
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from sklearn.datasets import load_digits
 
 from tests.photos import PHOTOS, write_photo_folder
 from training import decoding
-from training.data import ImageDataset, StreamingImageDataset, build_eval_loader, build_train_loader
+from training.data import ImageDataset, build_eval_loader, build_train_loader
+from training.data_error import DataError
 from training.decoding import ImageDecodeError, decode_rgb
 from training.sampling import TrainingPlan, epoch_permutation
-from training.sources import DataError, check_imagenet_counts, load_splits, num_samples
+from training.sources import check_imagenet_counts, load_splits, num_samples
 
 # Some tests start more loader workers than a small machine has cores.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -711,7 +713,7 @@ def test_batches_are_uint8_with_labels_and_indices():
         "pixel_values": (torch.uint8, (8, 3, 8, 8)),
         "labels": (torch.int64, (8,)),
         "index": (torch.int64, (8,)),
-        "replaced": (torch.bool, (8,)),
+        "replaced": (torch.int64, (8,)),
     }
 
 
@@ -819,7 +821,7 @@ def test_a_bad_picture_is_replaced_by_what_its_key_says():
     dataset = ImageDataset(with_bad_pictures([3, 7]), "image", "label", NoisyCorner(), 3, replace_bad_images=True)
     keys = [(epoch, index) for epoch in range(8) for index in (2, 3)]
     samples = [dataset[key] for key in keys]
-    assert [(sample["index"], sample["replaced"]) for sample in samples] == 8 * [(2, False), (3, True)]
+    assert [(sample["index"], sample["replaced"]) for sample in samples] == 8 * [(2, 0), (3, 1)]
     again = [dataset[key] for key in reversed(keys)][::-1]
     for one, other in zip(samples, again, strict=True):
         assert torch.equal(one["pixel_values"], other["pixel_values"]) and one["labels"] == other["labels"]
@@ -835,67 +837,74 @@ def test_a_data_set_without_good_pictures_is_named_by_the_one_asked_for():
         dataset[(0, 5)]
 
 
-# Streaming
+# WebDataset
 
 
-def stream_folder(root, train=24, validation=9):
-    """Parquet in two files for each split, with the sizes stated as on the Hub."""
-    for split, count in (("train", train), ("validation", validation)):
-        labels = [number % 3 for number in range(count)]
-        for shard in range(2):
-            write_parquet(root / f"data/{split}-{shard:05}-of-00002.parquet", labels[shard::2])
-    sizes = "".join(
-        f"  - name: {split}\n    num_bytes: 1\n    num_examples: {count}\n"
-        for split, count in (("train", train), ("validation", validation))
-    )
-    (root / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{sizes}---\n")
-    return str(root)
+def write_tar(path, labels, prefix=""):
+    """A picture and its label for each sample, as WebDataset stores them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for number, label in enumerate(labels):
+            for ending, data in (("jpg", picture(number)), ("cls", str(label).encode())):
+                entry = tarfile.TarInfo(f"{prefix}{number:04d}.{ending}")
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
 
 
-def stream(splits, split, rank=0, num_processes=1, shuffle_buffer=0):
-    return StreamingImageDataset(
-        split, splits.image_column, splits.label_column, NoisyCorner(), 3,
-        rank=rank, num_processes=num_processes, shuffle_buffer=shuffle_buffer,
-    )  # fmt: skip
+@pytest.fixture
+def tar_folder(tmp_path):
+    write_tar(tmp_path / "tars/train-0.tar", [0, 1, 2, 0])
+    write_tar(tmp_path / "tars/train-1.tar", [1, 2, 0], prefix="./photos.2024/")
+    write_tar(tmp_path / "tars/validation-0.tar", [2, 1])
+    return str(tmp_path / "tars"), class_list(tmp_path)
 
 
-def test_stream_states_names_and_sizes(tmp_path):
-    dataset = stream_folder(tmp_path)
-    splits = load_splits(dataset, streaming=True)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tar_files_are_read_and_counted(tar_folder, streaming):
+    folder, names = tar_folder
+    splits = load_splits(folder, class_names=names, streaming=streaming)
     assert splits.class_names == ["ant", "bee", "cat"]
-    assert (num_samples(splits.train), num_samples(splits.validation)) == (24, 9)
-    assert splits.description == f"{dataset}, streamed: 3 classes, evaluated on its split 'validation'"
+    assert (num_samples(splits.train), num_samples(splits.validation)) == (7, 2)
+    assert sorted(row[splits.label_column] for row in splits.train) == [0, 0, 0, 1, 1, 2, 2]
+    assert decode_rgb(next(iter(splits.train))[splits.image_column]).shape == (3, 10, 12)
 
 
-@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (3, 0), (1, 3)])
-def test_streamed_evaluation_delivers_each_sample_once(tmp_path, num_processes, num_workers):
-    splits = load_splits(stream_folder(tmp_path), streaming=True)
-    delivered = []
-    for rank in range(num_processes):
-        dataset = stream(splits, splits.validation, rank, num_processes)
-        delivered += batches(build_eval_loader(dataset, batch_size=2, num_workers=num_workers))
-    labels = torch.cat([batch["labels"] for batch in delivered])
-    assert torch.bincount(labels).tolist() == [3, 3, 3]
-    indices = torch.cat([batch["index"] for batch in delivered]).tolist()
-    assert len(set(indices)) == 9
+@pytest.mark.fault("25 hostile archive")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_nothing_of_a_tar_file_is_written_elsewhere(tmp_path, streaming):
+    root = tmp_path / "data"
+    for split in ("train", "validation"):
+        write_tar(root / f"{split}-0.tar", [0, 1, 2], prefix="../../escaped/")
+        write_tar(root / f"{split}-1.tar", [0, 1, 2], prefix=f"{tmp_path}/escaped/")
+    splits = load_splits(
+        str(root), streaming=streaming, **({"class_names": class_list(tmp_path)} if streaming else {})
+    )
+    assert len([*splits.train]) == 6
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "names.txt") == ["data"]
+    assert not [*tmp_path.parent.glob("**/escaped")]
 
 
-def test_stream_for_training_is_endless_and_shuffled_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)  # 5 s for each pass
-    splits = load_splits(stream_folder(tmp_path), streaming=True)
-    plan = TrainingPlan(24, 8, 4, drop_last=True)
-    loader = iter(build_train_loader(stream(splits, splits.train, shuffle_buffer=24), plan, rank=0, total_steps=9))
-    epochs = [torch.cat([next(loader)["labels"] for _ in range(6)]) for _ in range(3)]
-    assert [torch.bincount(labels).tolist() for labels in epochs] == [[8, 8, 8]] * 3
-    assert len({tuple(labels.tolist()) for labels in epochs}) == 3
+def class_list(folder):
+    (folder / "names.txt").write_text("ant\nbee\ncat\n")
+    return str(folder / "names.txt")
 
 
-def test_stream_goes_with_full_batches_only(tmp_path):
-    splits = load_splits(stream_folder(tmp_path), streaming=True)
-    with pytest.raises(ValueError, match="set drop_last"):
-        build_train_loader(
-            stream(splits, splits.train, shuffle_buffer=8), TrainingPlan(24, 8, 4), rank=0, total_steps=1
-        )
+def test_class_names_fit_the_labels_or_are_refused(tar_folder, tmp_path):
+    folder, names = tar_folder
+    assert load_splits(folder).class_names == ["0", "1", "2"]
+    two, twice = tmp_path / "two.txt", tmp_path / "twice.txt"
+    two.write_text("ant\nbee\n")
+    twice.write_text("ant\nbee\nant\n")
+    refuses("label 2 of sample 2 of split 'train' of {} is none of the 2 classes", folder, class_names=str(two))
+    with pytest.raises(DataError, match=r"line 3 of .*twice\.txt must be the name of another class, got 'ant'"):
+        load_splits(folder, class_names=str(twice))
+    with pytest.raises(DataError, match=r"class_names missing\.txt cannot be read: No such file"):
+        load_splits(folder, class_names="missing.txt")
+    pictures = write_folder(tmp_path / "folder", "ant/1.jpg", "ant/2.jpg", "bee/1.jpg", "bee/2.jpg")
+    refuses("split 'train' of {} names its classes by itself: leave out class_names", pictures, class_names=names)
+
+
+# Streaming
 
 
 def test_what_cannot_be_streamed_is_refused(tmp_path):
@@ -907,17 +916,11 @@ def test_what_cannot_be_streamed_is_refused(tmp_path):
     for split in ("train", "test"):
         write_parquet(tmp_path / f"plain/{split}.parquet", [0, 1, 2], datasets.Value("int64"))
     refuses(
-        "streaming needs class names, the same in each split, but column 'label' of {} has none",
+        "streaming needs class names, the same in each split, but column 'label' of {} has none: "
+        "give a file of them as class_names",
         str(tmp_path / "plain"),
         streaming=True,
     )
-
-
-def test_stream_of_unknown_size_is_refused(tmp_path):
-    dataset = stream_folder(tmp_path)
-    (tmp_path / "README.md").unlink()
-    with pytest.raises(DataError, match="does not state its number of samples"):
-        num_samples(load_splits(dataset, streaming=True).train)
 
 
 # The photographs other tests train on

@@ -1,0 +1,212 @@
+"""The model card of a run: facts of its files, put into `template.md`. What is not known is left out.
+
+Source of form and keys: the Hub's documentation of model cards, through huggingface_hub's ModelCardData.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hub_card.run import Run
+from modeling_tinynet import TINYNET_VARIANTS
+
+TEMPLATE = Path(__file__).with_name("template.md")
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks" / "results" / "model.json"
+ARXIV = "2010.14819"
+MOST_CLASSES = 20  # named in the introduction
+MOST_WEAK_CLASSES = 10
+# In a generated card, and gone from one that somebody made their own.
+MARK = "<!-- Written by hub_card.push from a run. Without this line it is yours, and never replaced. -->"
+# Settings that do not decide about the weights, and those that another one makes idle.
+NOT_SHOWN = {
+    *("streaming", "on_bad_image", "on_nonfinite", "rescale", "compile", "channels_last", "allow_data_change", "keep"),
+    *("save_every_epochs", "save_every", "eval_every_epochs", "log_every_steps", "num_workers", "timeout_s"),
+    *("train_split", "validation_split", "image_column", "label_column"),
+}
+IDLE = {
+    ("schedule", "cosine"): {"decay_epochs", "decay_rate"},
+    ("schedule", "staircase"): {"min_lr"},
+    ("optimizer", "adamw"): {"momentum", "rho"},
+    ("optimizer", "sgd"): {"rho", "optimizer_eps"},
+}
+
+
+def model_card(run: Run, repository: str, license: str = "apache-2.0", benchmarks: Path = BENCHMARKS) -> str:
+    """The text of README.md.
+
+    Args:
+        run: a finished one.
+        repository: `me/tinynet-flowers`, for title and snippets.
+        license: of the weights, by the Hub's name for it.
+        benchmarks: results of `python -m benchmarks.model`; left out where there is no such file.
+    """
+    facts = _facts(run, repository, benchmarks)
+    card = ModelCard.from_template(
+        _metadata(run, repository, license), template_path=str(TEMPLATE), license=license, **facts
+    )
+    return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
+
+
+def _metadata(run: Run, repository: str, license: str) -> ModelCardData:
+    best = run.summary["best"]
+    accuracies = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=run.hub_dataset or "imagefolder",
+            dataset_name=run.dataset,
+            metric_type="accuracy",
+            metric_name=f"top-{k}",
+            metric_value=best[f"top_{k}"],
+            metric_args={"correct": best[f"top_{k}_correct"], "n": best["n"]},
+        )
+        for k in _measured(run)
+    ]
+    return ModelCardData(
+        license=license,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["tinynet", f"arxiv:{ARXIV}"],
+        datasets=[run.hub_dataset] if run.hub_dataset else None,
+        metrics=["accuracy"],
+        base_model=run.base_model,
+        base_model_relation="finetune" if run.base_model else None,
+        model_name=repository.partition("/")[2],
+        eval_results=accuracies,
+    )
+
+
+def _facts(run: Run, repository: str, benchmarks: Path) -> dict[str, Any]:
+    """By the names that the template uses."""
+    network, summary = run.network, run.summary
+    labels = [network.id2label[index] for index in range(network.num_labels)]
+    mean, std = ([f"{value:g}" for value in values] for values in (network.image_mean, network.image_std))
+    return {
+        "repository": repository,
+        "title": repository.partition("/")[2],
+        "network": _network_name(network.variant),
+        "variant": network.variant,
+        "width": network.width_multiplier,
+        "depth": network.depth_multiplier,
+        "labels": [_plain(label) for label in labels] if len(labels) <= MOST_CLASSES else [],
+        "num_labels": len(labels),
+        "mark": MARK,
+        "dataset": "scikit-learn's handwritten digits" if run.dataset == "digits" else _plain(run.dataset),
+        "hub_dataset": run.hub_dataset,
+        "base_model": run.base_model,
+        "is_fine_tuned": run.is_fine_tuned,
+        "is_imagenet": "imagenet" in run.dataset.lower(),
+        "knows_imagenet": bool(re.search(r"in1k|imagenet", run.base_model or "")),
+        "num_train": f"{summary['num_train']:,}",
+        "num_validation": f"{summary['num_validation']:,}",
+        "image_size": summary["image_size"],
+        "resize_size": run.processor_config["size"]["shortest_edge"],
+        "crop_size": run.processor_config["crop_size"]["height"],
+        "mean": ", ".join(mean),
+        "std": ", ".join(std),
+        "parameters": f"{summary['parameters']:,}",
+        "macs": f"{summary['macs'] / 1e6:,.1f} M",
+        "hidden_size": f"{network.hidden_size:,}",
+        "channels": [network.hidden_sizes[index] for index in (2, 4, 6)] if network.num_hidden_layers == 7 else [],
+        "best": summary["best"],
+        "accuracy_rows": _accuracy_rows(run),
+        "weak_classes": _weak_classes(run),
+        "latency": _latency(run, benchmarks),
+        "recipe": _recipe_rows(run.public_recipe()),
+        "epochs": summary["epochs"],
+        "steps": f"{summary['steps']:,}",
+        "processes": summary["processes"],
+        "precision": summary["precision"],
+        "duration": _duration(summary["elapsed_s"]),
+        "images_per_s": f"{summary['images_per_s']:.0f}" if summary["images_per_s"] else None,
+        "device": summary["environment"]["gpu"] or summary["environment"]["processor"],
+        "cpu_cores": None if summary["environment"]["gpu"] else summary["environment"]["cpu_cores"],
+        "versions": ", ".join(
+            f"{name} {version}"
+            for name, version in summary["environment"]["versions"].items()
+            if version and name in ("modeling-tinynet", "torch", "transformers", "accelerate")
+        ),
+        "commit": summary["environment"]["commit"],
+        "date": summary["environment"]["date"],
+        "arxiv": ARXIV,
+    }
+
+
+def _network_name(variant: str | None) -> str:
+    return f"TinyNet-{variant[-1].upper()}" if variant else "TinyNet"
+
+
+def _measured(run: Run) -> list[int]:
+    """Which top-k says something: top-5 of five classes is always right."""
+    return [1, 5] if run.summary["num_classes"] > 5 else [1]
+
+
+def _accuracy_rows(run: Run) -> list[tuple[str, list[str]]]:
+    """(weights, top-1 and top-5 with their counts) at the epoch whose weights are published."""
+    best = run.summary["best"]
+    record = next((r for r in run.records if r["kind"] == "epoch" and r["epoch"] == best["epoch"]), {})
+    counts = {name: record[name] for name in ("raw", "ema") if record.get(name)} or {best["weights"]: best}
+    words = {"raw": "as trained", "ema": "moving average"}
+    return [
+        (
+            words[name] + (" (published here)" if name == best["weights"] else ""),
+            [f"{c[f'top_{k}_correct']}/{c['n']} = {100 * c[f'top_{k}']:.3f} %" for k in _measured(run)],
+        )
+        for name, c in counts.items()
+    ]
+
+
+def _weak_classes(run: Run) -> list[tuple[str, str]]:
+    """(class, right answers), the worst first; classes without a mistake are not among them."""
+    wrong = [c for c in run.summary["best"].get("per_class", []) if c["top_1_correct"] < c["n"]]
+    wrong.sort(key=lambda c: c["top_1_correct"] / c["n"])
+    return [
+        (_plain(c["class"]), f"{c['top_1_correct']}/{c['n']} = {100 * c['top_1_correct'] / c['n']:.1f} %")
+        for c in wrong[:MOST_WEAK_CLASSES]
+    ]
+
+
+def _latency(run: Run, benchmarks: Path) -> dict[str, Any] | None:
+    """The forward pass as benchmarked, where that was of this variant at this image size; else None."""
+    variant = run.network.variant
+    if variant is None or run.network.image_size != TINYNET_VARIANTS[variant]["image_size"] or not benchmarks.exists():
+        return None
+    measured = json.loads(benchmarks.read_text())
+    forward = [r for r in measured["results"] if r["variant"] == variant and r["what"] == "forward"]
+    if not forward:
+        return None
+    machine = measured["environment"]
+    return {
+        "batch_size": measured["batch_size"],
+        "threads": measured["threads"],
+        "ms": f"{forward[0]['ours_ms']:.1f}",
+        "machine": machine["gpu"] or machine["processor"],
+        "torch": machine["versions"]["torch"],
+    }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
+    hidden = NOT_SHOWN.union(*(idle for (name, value), idle in IDLE.items() if recipe[name] == value))
+    return [(name, _setting(value)) for name, value in recipe.items() if value is not None and name not in hidden]
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(_setting(item) for item in value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, no HTML, no new cell or line of a table."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))

@@ -81,7 +81,7 @@ from training.samples import LabelError
 from training.sampling import TrainingPlan
 from training.save_schedule import SaveSchedule
 from training.sources import load_splits, num_samples
-from training.streaming import StreamPositions
+from training.streaming import EmptyStreamError, StreamPositions
 
 
 def main(argv: list[str]) -> None:
@@ -170,6 +170,7 @@ def main(argv: list[str]) -> None:
         try:
             run_folder.mkdir(parents=True, exist_ok=True)
             lock = RunLock(run_folder)  # noqa: F841  held while it lives
+            (run_folder / ".interrupted").unlink(missing_ok=True)
             choice[0] = open_run(run_folder, config.resume)
             if config.push_to_hub:
                 check_rights(config.push_to_hub)  # now, not after days of training
@@ -269,9 +270,10 @@ def main(argv: list[str]) -> None:
         total_steps, plan.steps_per_epoch, plan.global_batch_size, config.epochs, start_step, enabled=is_main
     )
     if is_main:
-        if not (run_folder / "recipe.yaml").exists():
+        if checkpoint is None or not (run_folder / "recipe.yaml").exists():
             write_atomically(run_folder / "recipe.yaml", config.to_yaml(__version__).encode())
-        metrics = MetricsLog(run_folder / "metrics.jsonl")
+        with mistakes_as_run_errors():
+            metrics = MetricsLog(run_folder / "metrics.jsonl")
         metrics.truncate_after(start_step, epoch_end_due=progress.epoch_end_due)
         if command_line.rescaling:
             display.message(command_line.rescaling)
@@ -321,6 +323,11 @@ def main(argv: list[str]) -> None:
         }
         metrics.sync()  # the checkpoint must not know more than the files that a resume will not write again
         save_checkpoint(run_folder / "checkpoints", step, tensors, state, keep=config.keep)
+
+    def interrupted() -> Interrupted:
+        if is_main:
+            (run_folder / ".interrupted").touch()  # launchers do not pass exit codes on, and batch systems look here
+        return Interrupted(interruption.sentence(step, run_folder))
 
     # 9. The loop: one optimizer step a turn, and after the last of an epoch its end.
     model.train()
@@ -416,12 +423,12 @@ def main(argv: list[str]) -> None:
                 with timer("saving"):
                     save()
                 if agreed.wish == STOP:
-                    raise Interrupted(interruption.sentence(step, run_folder))
+                    raise interrupted()
             if not progress.epoch_end_due:
                 continue
 
         # 10. The end of an epoch: evaluate raw weights and moving average in one pass, keep the best, save.
-        epochs_done, is_finished = step // plan.steps_per_epoch, step == total_steps
+        epochs_done, is_finished = step // plan.steps_per_epoch, step >= total_steps
         candidates = {"raw": network} | ({"ema": ema.model} if ema else {})
         statistics = batch_norm_statistics(candidates.values())
         for candidate in candidates.values():
@@ -440,7 +447,7 @@ def main(argv: list[str]) -> None:
             if results is None:
                 set_batch_norm_statistics(candidates.values(), statistics)
                 save()
-                raise Interrupted(interruption.sentence(step, run_folder))
+                raise interrupted()
             # More right answers; among equals the smaller loss, which tells them apart on a small validation set.
             weights = max(results, key=lambda name: (results[name].top_1_correct, -results[name].loss))
         result = {"weights": weights, "epoch": epochs_done, **results[weights].to_dict()} if results else None
@@ -515,6 +522,7 @@ def main(argv: list[str]) -> None:
 
     # 11. The result.
     display.close()
+    interruption.end()
     if is_main:
         print_result(run_folder, summary, splits)
     accelerator.end_training()
@@ -527,7 +535,7 @@ def run(argv: list[str]) -> int:
     rank = int(os.environ.get("RANK", 0))
     try:
         main(argv)
-    except (ImageDecodeError, LabelError) as mistake:  # on the rank that met the sample
+    except (ImageDecodeError, LabelError, EmptyStreamError) as mistake:  # on the rank that met the sample
         # From a loader worker the error arrives as its traceback, whose last line is its name and sentence.
         sentence = re.sub(r"^[\w.]+Error: ", "", str(mistake).strip().splitlines()[-1])
         print(f"error: {sentence}", file=sys.stderr)
@@ -538,16 +546,14 @@ def run(argv: list[str]) -> int:
         return EXIT_CODE
     except KeyboardInterrupt:  # the second Ctrl-C
         return 130
-    except (DataError, RunError, CheckpointError) as mistake:  # on every rank alike
-        if rank == 0:
+    except (DataError, RunError, CheckpointError) as mistake:  # on every rank of a node alike
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # each node may have its own reason
             print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
         return 2
     except OSError as failure:
         if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        print(
-            f"error: {failure}; the last checkpoint is intact, and the same command goes on from it", file=sys.stderr
-        )
+        print(f"error: {failure}; what the run has saved is intact, and the same command goes on", file=sys.stderr)
         return 2
     except RuntimeError as failure:
         if not workers_lost(failure):

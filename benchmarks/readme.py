@@ -166,6 +166,18 @@ def input_table() -> str:
     return f"{picture}\n\n{table(head, rows)}\n\n{note} {origin(report['environment'])}"
 
 
+def streaming_text() -> str:
+    report = results("streaming")
+    rates = report["images_per_s"]
+    text = (
+        f"A shuffled stream of Parquet gives {rates['here']:.0f} images/s with {report['num_workers']} workers at "
+        f"{report['image_size']} px, the same files stored and shuffled by index {rates['stored']:.0f} "
+        f"(**{report['ratio_to']['stored']:.2f}**), the shuffle of `datasets` {rates['datasets']:.0f} "
+        f"(**{report['ratio_to']['datasets']:.2f}**)."
+    )
+    return f"{text}\n\n{origin(report['environment'])}"
+
+
 def scale_text() -> str:
     report = results("scale")
     again = {row["kind"]: row for row in report["results"] if row["turn"] == "again"}
@@ -208,9 +220,9 @@ def faults_table() -> str:
 def saving_text() -> str:
     report = results("saving")
     text = (
-        f"For {report['checkpoint_mb']:.0f} MB of TinyNet-A, training stands still for {report['median_s']:.2f} "
-        f"seconds (median of {report['rounds']} saves): {100 * report['share']:.2f} % at one save in "
-        f"{report['interval_s'] // 60} minutes."
+        f"For a checkpoint of TinyNet-A, {report['checkpoint_mb']:.0f} MB, training stands still for "
+        f"{report['median_s']:.2f} seconds (median of {report['rounds']} saves): {100 * report['share']:.2f} % at one "
+        f"save in {report['interval_s'] // 60} minutes."
     )
     return f"{text}\n\n{origin(report['environment'])}"
 
@@ -239,6 +251,7 @@ TABLES = {
     "train": train_table,
     "input": input_table,
     "scale": scale_text,
+    "streaming": streaming_text,
     "photos": photos_text,
     "faults": faults_table,
     "saving": saving_text,

@@ -17,11 +17,11 @@ from typing import NoReturn
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     HfHubHTTPError,
     HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -29,6 +29,9 @@ from huggingface_hub.errors import (
 from hub_card.card import MARK, model_card
 from hub_card.collect import collect
 from hub_card.run import REPOSITORY_ID, PublishError, read_run
+
+# "[More Information Needed]" stands 39 times in transformers' template: with some filled in, it is somebody's card.
+UNTOUCHED = 39
 
 
 def publish(
@@ -122,11 +125,11 @@ def check_rights(repository: str, to_propose: bool = False) -> None:
 def _is_generated(api: HfApi, repository: str, revision: str | None) -> bool:
     """Whether the card on the Hub may be replaced: there is none, or one that `model_card` or transformers wrote."""
     try:
-        path = api.hf_hub_download(repository, "README.md", revision=revision)
-    except EntryNotFoundError:
+        path = api.hf_hub_download(repository, "README.md", revision=revision, force_download=True)
+    except RemoteEntryNotFoundError:
         return True
     text = Path(path).read_text(encoding="utf-8")
-    return MARK in text or "[More Information Needed]" in text
+    return MARK in text or text.count("[More Information Needed]") >= UNTOUCHED
 
 
 @contextmanager

@@ -63,6 +63,12 @@ def run(command: list[str], folder: Path, hub: dict[str, str]) -> str:
     return result.stdout
 
 
+def test_every_fault_was_survived():
+    cases = json.loads((ROOT / "benchmarks" / "results" / "faults.json").read_text())["cases"]
+    assert len(cases) >= 26
+    assert [case for case in cases if not case["tried"] or case["passed"] < case["tried"]] == []
+
+
 def test_examples_are_there():
     assert len(PYTHON_BLOCKS) == 5
     assert len(BASH_BLOCKS) == 2

@@ -194,7 +194,7 @@ def _prune(run_folder: Path, step: int, keep: int) -> None:
     for path in [path for path in _checkpoints(run_folder) if _step(path) <= step][:-keep]:
         os.replace(path, _temporary(path))  # so that a kill does not leave half a checkpoint under its name
     for leftover in run_folder.glob(".tmp-*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # the next save tries again
 
 
 def _read(path: Path) -> dict[str, bytes]:

@@ -37,6 +37,11 @@ class Interruption:
     def __bool__(self) -> bool:
         return self.signal_name is not None
 
+    def end(self) -> None:
+        """Nothing is left to save: signals end the process as they would any other."""
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
     def sentence(self, step: int, run_folder: Path) -> str:
         """What `Interrupted` says after the save."""
         by = self.signal_name or "a signal to another process"

@@ -13,6 +13,7 @@ JSON has no NaN or infinity. Such a number is written as null, and the record na
 {"loss": null, "nonfinite": {"loss": "nan"}}. A null that "nonfinite" does not name was never measured.
 """
 
+import errno
 import io
 import json
 import math
@@ -128,7 +129,8 @@ class MetricsLog:
         line = _dump(record).encode() + b"\n"
         written = self._file.write(line)
         if written != len(line):
-            raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written; is the disk full?")
+            text = f"only {written} of {len(line)} bytes could be written; is the disk full?"
+            raise OSError(errno.ENOSPC, text, str(self.path))
         return record
 
 

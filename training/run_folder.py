@@ -7,6 +7,7 @@ runs/<name>/recipe.yaml      the resolved recipe
             checkpoints/     what a resume needs
 """
 
+import errno
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+from safetensors import SafetensorError
 from transformers import pipeline
 
 from modeling_tinynet import TinyNetForImageClassification, TinyNetImageProcessor
@@ -60,17 +62,16 @@ def open_run(folder: Path, resume: str) -> Path | None:
     if resume not in ("auto", "must", "never"):
         if not Path(resume).is_dir():
             raise RunError(f"there is no checkpoint {resume}; --resume takes auto, must, never or a folder")
-        if (folder / "checkpoints").exists():
-            raise RunError(f"{folder} already holds a run; choose another --run_name to branch off from {resume}")
-        checkpoint = Path(resume)
+        # The same command goes on with the branch once that has a checkpoint of its own.
+        checkpoint = latest_checkpoint(folder / "checkpoints") or Path(resume)
     else:
         checkpoint = latest_checkpoint(folder / "checkpoints") if folder.exists() else None
         if checkpoint is None and resume == "must":
             raise RunError(f"there is no checkpoint in {folder} to go on from; --resume auto starts a new run")
-        if checkpoint is None and any((folder / name).exists() for name in ("best", "last", "summary.json")):
-            raise RunError(f"{folder} holds the result of a run without its checkpoints; choose another --run_name")
         if checkpoint is not None and resume == "never":
             raise RunError(f"{folder} already holds a run; choose another --run_name, or --resume auto to go on")
+    if checkpoint is None and (folder / "summary.json").exists():
+        raise RunError(f"{folder} holds the result of a run without its checkpoints; choose another --run_name")
     folder.mkdir(parents=True, exist_ok=True)
     return checkpoint
 
@@ -90,6 +91,7 @@ def read_checkpoint(
         CheckpointError: damaged since it was chosen.
     """
     tensors, state = load_checkpoint(path)
+    run_folder = path.absolute().parents[1]
     if "settings" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of a training run")
     changed = [
@@ -98,7 +100,7 @@ def read_checkpoint(
         if state["settings"].get(name) != value
     ]
     if changed:
-        raise RunError(f"{path.parents[1]} holds another run ({', '.join(changed)}); choose another --run_name")
+        raise RunError(f"{run_folder} holds another run ({', '.join(changed)}); choose another --run_name")
     changed = [
         f"{name} {state['data'].get(name)} -> {value}"
         for name, value in data.items()
@@ -106,13 +108,13 @@ def read_checkpoint(
     ]
     if changed and not allow_data_change:
         raise RunError(
-            f"the data set is not the one that {path.parents[1]} was trained on ({', '.join(changed)}); restore it, "
+            f"the data set is not the one that {run_folder} was trained on ({', '.join(changed)}); restore it, "
             "or go on all the same with --allow_data_change"
         )
     progress = state["progress"]
     if progress["step"] >= total_steps and not progress["epoch_end_due"]:
         raise RunError(
-            f"the run in {path.parents[1]} is finished after {progress['step']} steps; "
+            f"the run in {run_folder} is finished after {progress['step']} steps; "
             "its models are in best/ and last/; choose another --run_name to train anew"
         )
     return tensors, state
@@ -127,7 +129,10 @@ def save_model_folder(folder: Path, model: TinyNetForImageClassification, proces
     temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex}")
     replaced = folder.with_name(f"{temporary.name}-replaced")
     try:
-        model.save_pretrained(temporary)
+        try:
+            model.save_pretrained(temporary)
+        except SafetensorError as error:  # its word for a full disk
+            raise OSError(errno.ENOSPC, f"{folder} cannot be written: {error}") from error
         processor.save_pretrained(temporary)
         if folder.exists():
             os.replace(folder, replaced)

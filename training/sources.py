@@ -259,9 +259,12 @@ def _with_tar_sizes(splits: dict[str, Split], path: Path) -> dict[str, Split]:
     for split, files in datasets.load_dataset_builder(str(path)).config.data_files.items():
         size = 0
         for file in files:
-            with tarfile.open(file) as tar:
-                # A sample's files share their name up to the first dot.
-                size += len({re.sub(r"(?<=[^/])\.[^/]*$", "", entry.name) for entry in tar if entry.isfile()})
+            try:
+                with tarfile.open(file) as tar:
+                    # A sample's files share their name up to the first dot.
+                    size += len({re.sub(r"(?<=[^/])\.[^/]*$", "", entry.name) for entry in tar if entry.isfile()})
+            except (OSError, tarfile.TarError) as error:
+                raise DataError(f"{file} cannot be read: {error}") from error
         splits[str(split)].info.splits = datasets.SplitDict({split: datasets.SplitInfo(str(split), num_examples=size)})
     return splits
 

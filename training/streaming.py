@@ -29,6 +29,10 @@ READ_ROWS = 32  # of one shard at once
 BLOCK_ROWS = 1000  # shuffled together, in memory as encoded bytes: about 110 MB of ImageNet in each worker
 
 
+class EmptyStreamError(DataError):
+    """There is no sample for one of the processes."""
+
+
 class StreamedEvaluation(IterableDataset):
     """One unshuffled pass of one rank; over all ranks and workers each sample exactly once.
 
@@ -78,7 +82,7 @@ class StreamedTraining(IterableDataset):
         replace_bad_images: take the next picture in the place of one that cannot be decoded.
 
     Raises:
-        DataError: on iteration, the stream holds no sample.
+        EmptyStreamError: on iteration.
         ImageDecodeError: on iteration, a picture cannot be decoded; with `replace_bad_images`, nor can the next ten.
     """
 
@@ -133,7 +137,7 @@ class StreamedTraining(IterableDataset):
                         left_out = 0
                 since_group = 0
             if not since_epoch:
-                raise DataError(f"the stream holds no training sample for process {self.rank}")
+                raise EmptyStreamError(f"the stream holds no training sample for process {self.rank}")
             first_group = since_epoch = 0
 
     def _groups(self, epoch: int, lane: int, lanes: int) -> list[list[tuple[int, int, int]]]:

@@ -257,6 +257,7 @@ def test_a_signal_saves_at_once_and_the_run_goes_on_later(case, sign, processes,
     # torchrun has an exit code of its own for whatever its processes end with.
     assert process.returncode == EXIT_CODE if processes == 1 else process.returncode != 0
     assert re.search(r"stopped by .* after step \d+; runs/run is saved", errors)
+    assert (tmp_path / "runs" / "run" / ".interrupted").exists()
     newest = latest_checkpoint(tmp_path / "runs" / "run" / "checkpoints")
     assert lines(tmp_path / "runs" / "run") == int(newest.name.removeprefix("step-"))
     trained(*arguments, processes=processes, folder=tmp_path)

@@ -15,6 +15,7 @@ import huggingface_hub
 import pytest
 import safetensors.torch
 import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from hub_card.collect import collect
 from hub_card.push import main, publish, publish_run
@@ -174,10 +175,23 @@ def test_a_card_written_by_hand_is_kept(hub, api, run, capsys):
 
 
 def test_a_card_of_transformers_template_is_replaced(hub, api, run):
-    template = b"---\nlibrary_name: transformers\n---\n## Model Details\n- **License:** [More Information Needed]\n"
-    hub.add_repository("me/x", {"README.md": template})
+    data = ModelCardData(library_name="transformers")
+    template = str(ModelCard.from_template(data, model_description="As transformers writes it."))
+    hub.add_repository("me/x", {"README.md": template.encode()})
     main([str(run), "--repo", "me/x", "--yes"])
     assert hub.repository("me/x").files()["README.md"].startswith(b"---\nlibrary_name: transformers\nlicense: apache")
+
+    begun = template.replace("[More Information Needed]", "My own words", 3).encode()
+    hub.add_repository("me/y", {"README.md": begun})
+    main([str(run), "--repo", "me/y", "--yes"])
+    assert hub.repository("me/y").files()["README.md"] == begun
+
+
+def test_a_card_that_cannot_be_seen_now_is_not_replaced(hub, api, run, capsys):
+    hub.add_repository("me/x", {"README.md": b"My own words"})
+    hub.inject(Fault("HEAD", "README.md", status=500), times=20)
+    refusal([run, "--repo", "me/x", "--yes"], capsys)
+    assert hub.repository("me/x").files() == {"README.md": b"My own words"}
 
 
 def test_the_end_of_training_publishes_too(hub, api, run):

@@ -146,9 +146,10 @@ def said_numbers(card: str) -> list[str]:
 
 
 def is_known(said: str, known: list[float]) -> bool:
-    """Whether one of these numbers is written like this, with as many decimals."""
+    """Whether one of these numbers is written like this, with as many decimals; a whole number as it is."""
     decimals = len(said.partition(".")[2]) if "e" not in said else 12
-    return any(round(number, decimals) == float(said.replace(",", "")) for number in known)
+    value = float(said.replace(",", ""))
+    return any((round(number, decimals) if decimals else number) == value for number in known)
 
 
 @pytest.mark.parametrize("kind", ["run", "fine_tuned"])

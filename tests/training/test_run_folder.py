@@ -1,5 +1,8 @@
 """Where a run goes on, and where it refuses to."""
 
+import contextlib
+from pathlib import Path
+
 import pytest
 
 from training.checkpoint import CheckpointError, save_checkpoint
@@ -46,14 +49,26 @@ def test_a_new_run_gets_its_folder(tmp_path, resume):
 def test_nothing_is_begun_over_a_run(folder):
     with pytest.raises(RunError, match="already holds a run; choose another --run_name"):
         open_run(folder, "never")
-    with pytest.raises(RunError, match="already holds a run"):
-        open_run(folder, str(folder / "checkpoints" / "step-000010"))
 
 
-@pytest.mark.parametrize("name", ["best", "last", "summary.json"])
+def test_a_branch_goes_on_with_its_own_checkpoints(folder, tmp_path):
+    root = folder / "checkpoints" / "step-000010"
+    branch = tmp_path / "runs" / "branch"
+    assert open_run(branch, str(root)) == root
+    own = save_checkpoint(branch / "checkpoints", 12, {}, {})
+    assert open_run(branch, str(root)) == own
+
+
 @pytest.mark.parametrize("resume", ["auto", "never"])
-def test_results_without_checkpoints_are_not_overwritten(tmp_path, name, resume):
-    (tmp_path / "run" / name).mkdir(parents=True)
+def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, resume):
+    (tmp_path / "run" / "best").mkdir(parents=True)
+    assert open_run(tmp_path / "run", resume) is None
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_result_without_checkpoints_is_not_overwritten(tmp_path, resume):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.json").write_text("{}")
     with pytest.raises(RunError, match="holds the result of a run without its checkpoints"):
         open_run(tmp_path / "run", resume)
 
@@ -68,6 +83,8 @@ def test_must_resume_needs_a_checkpoint(tmp_path):
 def test_only_the_same_unfinished_run_is_continued(folder):
     checkpoint, settings, data = open_run(folder, "auto"), {"lr": 0.1, "epochs": 2}, {"num_train": 100}
     _, state = read_checkpoint(checkpoint, settings, data, False, total_steps=20)
+    with pytest.raises(RunError, match=r"the run in .*one is finished"), contextlib.chdir(checkpoint.parent):
+        read_checkpoint(Path(checkpoint.name), settings, data, False, total_steps=10)
     assert Progress.from_dict(state["progress"]) == Progress(step=10)
     with pytest.raises(RunError, match="is finished after 10 steps"):
         read_checkpoint(checkpoint, settings, data, False, total_steps=10)

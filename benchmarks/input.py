@@ -20,7 +20,7 @@ to decoding alone, which is the limit of them all: encoded pictures in memory, o
 
 All take turns of some seconds, the order swapped at each round. Figures are medians over rounds, ratios medians of the
 ratios within a round: above 1 where reading is faster here. What loader workers have made before their turn does not
-count.
+count, and a turn begins when those of the one before are idle.
 """
 
 import argparse
@@ -59,6 +59,7 @@ from training.sampling import TrainingPlan
 from training.sources import Splits, load_splits
 
 PUBLISHED = TrainConfig()
+SETTLING_S = 1.0  # until loader workers of the turn before have filled their queues
 MODELS = {192: "tinynet_a", 106: "tinynet_e"}
 LONG, SHORT = 500, 375  # pixels, the commonest size of ImageNet-1k's pictures
 QUALITIES, MOST_BYTES = (98, 96, 94, 92, 90, 85), 120_000
@@ -307,6 +308,7 @@ def take_turns(groups: list[dict[str, Turn]], options: argparse.Namespace) -> li
     for round_number in range(options.rounds + 1):
         for group, by_round in zip(groups, rates, strict=True):
             for name in list(group)[:: -1 if round_number % 2 else 1]:
+                time.sleep(SETTLING_S)
                 rate = group[name](options.seconds if round_number else min(options.seconds, 1.0))
                 if round_number:
                     by_round[name].append(rate)

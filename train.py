@@ -137,7 +137,8 @@ def main(argv: list[str]) -> None:
         )
     total_steps = config.epochs * plan.steps_per_epoch
     if command_line.doctor:
-        picture = diagnose(config, splits, plan, device=device, rank=rank)  # of all ranks at once, as they will train
+        # Of all ranks at once, as they will train.
+        picture = diagnose(config, splits, plan, device=device, rank=rank, seconds=command_line.doctor)
         if is_main:
             print(picture, flush=True)
 

@@ -308,7 +308,7 @@ def take_turns(groups: list[dict[str, Turn]], options: argparse.Namespace) -> li
     for round_number in range(options.rounds + 1):
         for group, by_round in zip(groups, rates, strict=True):
             for name in list(group)[:: -1 if round_number % 2 else 1]:
-                time.sleep(SETTLING_S)
+                time.sleep(min(options.seconds, SETTLING_S))
                 rate = group[name](options.seconds if round_number else min(options.seconds, 1.0))
                 if round_number:
                     by_round[name].append(rate)

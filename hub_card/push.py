@@ -21,7 +21,6 @@ from huggingface_hub.errors import (
     HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -124,10 +123,9 @@ def check_rights(repository: str, to_propose: bool = False) -> None:
 
 def _is_generated(api: HfApi, repository: str, revision: str | None) -> bool:
     """Whether the card on the Hub may be replaced: there is none, or one that `model_card` or transformers wrote."""
-    try:
-        path = api.hf_hub_download(repository, "README.md", revision=revision, force_download=True)
-    except RemoteEntryNotFoundError:
+    if not api.file_exists(repository, "README.md", revision=revision):
         return True
+    path = api.hf_hub_download(repository, "README.md", revision=revision, force_download=True)
     text = Path(path).read_text(encoding="utf-8")
     return MARK in text or text.count("[More Information Needed]") >= UNTOUCHED
 

@@ -435,7 +435,7 @@ class CommandLine:
 
     recipe: str | None  # the file, or None for the defaults
     explain: bool  # print what the run would be, and stop
-    doctor: bool  # measure what limits the run before it begins
+    doctor: int | None  # seconds to measure what limits the run before it begins
     rescaling: str | None  # the sentence of `rescaled`, for people to see
 
 
@@ -451,6 +451,10 @@ def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, CommandLine]:
     try:
         if unknown:
             raise ValueError(_unknown_argument(unknown))
+        if doctor is not None:
+            if not (doctor.isdecimal() and int(doctor) > 0):
+                raise ValueError(f"doctor must be a whole number of seconds, got {doctor!r}")
+            doctor = int(doctor)
         flags = {name: read_value(name, value) for name, value in flags.items()}
         recipe = read_recipe(recipe_path) if recipe_path is not None else {}
         config = TrainConfig(**(recipe | flags))
@@ -486,7 +490,7 @@ examples:
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        usage="accelerate launch train.py [--recipe FILE] [--explain] [--doctor] [--FLAG VALUE ...]",
+        usage="accelerate launch train.py [--recipe FILE] [--explain] [--doctor [SECONDS]] [--FLAG VALUE ...]",
         description="Train a TinyNet. Every flag is also a key of a recipe; defaults < recipe < flags.\n"
         "A switch is turned off by --no_NAME, a value unset by null.",
         epilog=EPILOG,
@@ -497,7 +501,11 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", metavar="FILE", default=None, help="YAML file of fields to change (default: none)")
     parser.add_argument("--explain", action="store_true", default=False, help="print what the run would be, and stop")
     parser.add_argument(
-        "--doctor", action="store_true", default=False, help="measure for 20 seconds what limits the run, then train"
+        "--doctor",
+        nargs="?",
+        const="20",
+        metavar="SECONDS",
+        help="measure what limits the run for so many seconds (20 if none are given), then train",
     )
     for group, description in GROUPS.items():
         section = parser.add_argument_group(group, description)

@@ -91,7 +91,7 @@ def read_checkpoint(
         CheckpointError: damaged since it was chosen.
     """
     tensors, state = load_checkpoint(path)
-    run_folder = path.absolute().parents[1]
+    run_folder = path.parent.parent
     if "settings" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of a training run")
     changed = [

@@ -122,11 +122,12 @@ def at_step(step: int, arguments: tuple, processes: int, folder: Path, **kwargs)
 @pytest.mark.fault("01 and 02 SIGKILL of all processes at random moments, also inside a save")
 def test_a_run_killed_again_and_again_ends_as_if_left_alone(processes, seed, undisturbed, thorough, tried, tmp_path):
     rng = random.Random(seed + 100 * processes)
+    arguments = (*ON[processes], "--epochs", "2" if thorough else "1")
     run_folder = tmp_path / "runs" / "run"
     kills = 0
     for _ in range(5 if thorough else 2):
         before = lines(run_folder)
-        process = start(list(ON[processes]), processes=processes, folder=tmp_path)
+        process = start(list(arguments), processes=processes, folder=tmp_path)
         while process.poll() is None and lines(run_folder) in (0, before):
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.8))
@@ -144,8 +145,8 @@ def test_a_run_killed_again_and_again_ends_as_if_left_alone(processes, seed, und
     tried(kills)
     assert kills
     if process.returncode != 0:
-        trained(*ON[processes], processes=processes, folder=tmp_path)
-    assert_same(run_folder, undisturbed(processes, ON[processes]))
+        trained(*arguments, processes=processes, folder=tmp_path)
+    assert_same(run_folder, undisturbed(processes, arguments))
 
 
 @pytest.mark.only_thorough

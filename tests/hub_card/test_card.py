@@ -167,6 +167,7 @@ def test_every_number_of_the_card_is_in_a_file_of_the_run(kind, request):
     counts = [record[name] for record in files[4:] for name in ("raw", "ema")]
     known += [100 * c[name] for c in counts for name in ("top_1", "top_5")]
     known += [100 * c["top_1_correct"] / c["n"] for c in run.summary["best"]["per_class"]]
+    known += [round(run.summary[name]) for name in ("images_per_s", "elapsed_s")]
     known += [run.summary["macs"] / 1e6, run.network.hidden_size, *run.network.hidden_sizes]
     said = said_numbers(card)
     assert len(said) > 60

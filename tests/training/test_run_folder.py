@@ -83,7 +83,7 @@ def test_must_resume_needs_a_checkpoint(tmp_path):
 def test_only_the_same_unfinished_run_is_continued(folder):
     checkpoint, settings, data = open_run(folder, "auto"), {"lr": 0.1, "epochs": 2}, {"num_train": 100}
     _, state = read_checkpoint(checkpoint, settings, data, False, total_steps=20)
-    with pytest.raises(RunError, match=r"the run in .*one is finished"), contextlib.chdir(checkpoint.parent):
+    with pytest.raises(RunError, match="is finished after 10 steps"), contextlib.chdir(checkpoint.parent):
         read_checkpoint(Path(checkpoint.name), settings, data, False, total_steps=10)
     assert Progress.from_dict(state["progress"]) == Progress(step=10)
     with pytest.raises(RunError, match="is finished after 10 steps"):

@@ -504,6 +504,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "--doctor",
         nargs="?",
         const="20",
+        default=None,
         metavar="SECONDS",
         help="measure what limits the run for so many seconds (20 if none are given), then train",
     )

@@ -343,6 +343,7 @@ PICTURES = (
 )
 
 
+@pytest.mark.only_thorough
 @pytest.mark.fault("13 bad images are named, or replaced on request")
 def test_bad_pictures_are_replaced_counted_and_limited(tmp_path):
     pictures = picture_folder(tmp_path / "pictures")

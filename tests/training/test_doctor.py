@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.photos import write_photo_folder
-from tests.training_jobs import AUGMENTED, SMALL, final_tensors, trained
 from training import decoding
 from training.config import TrainConfig
 from training.doctor import advice, main, report
@@ -169,13 +168,3 @@ def test_wrong_flags_are_exit_code_2(arguments, sentence, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
-
-
-def test_a_run_that_was_measured_first_ends_with_the_same_weights(tmp_path):
-    flags = [*SMALL, *AUGMENTED, "--epochs", "1", "--num_workers", "1"]
-    trained(*flags, "--run_name", "alone", folder=tmp_path)
-    output = trained(*flags, "--run_name", "measured", "--doctor", "2", folder=tmp_path)
-    assert "<- the limit" in output
-    alone, measured = (final_tensors(tmp_path / "runs" / name) for name in ("alone", "measured"))
-    assert alone.keys() == measured.keys()
-    assert all(torch.equal(tensor, measured[name]) for name, tensor in alone.items())

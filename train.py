@@ -153,15 +153,7 @@ def main(argv: list[str]) -> None:
     processor = TinyNetImageProcessor.from_config(network_config)
 
     # 5. Optimizer, learning rate, moving average.
-    optimizer = build_optimizer(
-        network,
-        config.optimizer,
-        lr=config.lr,
-        momentum=config.momentum,
-        eps=config.optimizer_eps,
-        weight_decay=config.weight_decay,
-        rho=config.rho,
-    )
+    optimizer = build_optimizer(network, **config.update())
     learning_rate = lr_schedule(config, plan.steps_per_epoch)
     ema = ExponentialMovingAverage(network, config.ema_decay) if config.ema_decay else None
 
@@ -210,13 +202,7 @@ def main(argv: list[str]) -> None:
     num_workers = config.num_workers
     if num_workers is None:
         num_workers = default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    train_transform = TrainTransform(
-        network_config.image_size,
-        scale=config.crop_scale,
-        ratio=config.crop_ratio,
-        horizontal_flip=config.horizontal_flip,
-        rand_augment=(2, config.rand_augment) if config.rand_augment else None,
-    )
+    train_transform = TrainTransform(network_config.image_size, **config.sample_transform())
     eval_transform = EvalTransform(network_config.image_size, network_config.resize_size)
     reading = {
         "columns": (splits.image_column, splits.label_column),
@@ -256,15 +242,7 @@ def main(argv: list[str]) -> None:
         num_processes=num_processes,
         num_workers=num_workers,
     )
-    device_transform = DeviceTransform(
-        network_config.image_mean,
-        network_config.image_std,
-        color_jitter=config.color_jitter,
-        random_erasing=config.random_erasing,
-        mixup_alpha=config.mixup_alpha,
-        cutmix_alpha=config.cutmix_alpha,
-        seed=config.seed,
-    )
+    device_transform = DeviceTransform(network_config.image_mean, network_config.image_std, **config.batch_transform())
 
     # 8. What people see and what is written down, on rank 0.
     display = TrainingDisplay(

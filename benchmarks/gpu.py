@@ -296,15 +296,7 @@ def measure(device: str, variant: str, batch_size: int, compiled: bool, scale: S
 
 def ours(network: TinyNetForImageClassification, device: str) -> Contestant:
     network.to(device, memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(
-        network,
-        PUBLISHED.optimizer,
-        lr=PUBLISHED.warmup_lr,
-        momentum=PUBLISHED.momentum,
-        eps=PUBLISHED.optimizer_eps,
-        weight_decay=PUBLISHED.weight_decay,
-        rho=PUBLISHED.rho,
-    )
+    optimizer = build_optimizer(network, **PUBLISHED.update() | {"lr": PUBLISHED.warmup_lr})
     average = ExponentialMovingAverage(network, PUBLISHED.ema_decay)
     return Contestant(network, optimizer, lambda: average.update(network))
 

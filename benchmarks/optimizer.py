@@ -106,15 +106,7 @@ def compare(variant: str, rounds: int) -> list[dict[str, float | str]]:
 
 
 def our_optimizer(network: nn.Module) -> torch.optim.Optimizer:
-    return build_optimizer(
-        network,
-        PUBLISHED.optimizer,
-        lr=PUBLISHED.lr,
-        momentum=PUBLISHED.momentum,
-        eps=PUBLISHED.optimizer_eps,
-        weight_decay=PUBLISHED.weight_decay,
-        rho=PUBLISHED.rho,
-    )
+    return build_optimizer(network, **PUBLISHED.update())
 
 
 def timms_optimizer(network: nn.Module, **options: bool) -> torch.optim.Optimizer:

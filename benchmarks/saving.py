@@ -55,15 +55,7 @@ def save_repeatedly(variant: str, folder: Path, rounds: int) -> tuple[list[float
     """(seconds of each save, bytes of a checkpoint), with the state that a published recipe's run has."""
     network = TinyNetForImageClassification(TinyNetConfig.from_variant(variant))
     published = TrainConfig()
-    optimizer = build_optimizer(
-        network,
-        published.optimizer,
-        lr=published.lr,
-        momentum=published.momentum,
-        eps=published.optimizer_eps,
-        weight_decay=published.weight_decay,
-        rho=published.rho,
-    )
+    optimizer = build_optimizer(network, **published.update())
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()

@@ -255,6 +255,25 @@ class TrainConfig:
             "streaming": self.streaming,
         }
 
+    def update(self) -> dict[str, Any]:
+        """Arguments for `training.optimizer.build_optimizer` beside the network."""
+        names = ("lr", "momentum", "weight_decay", "rho")
+        return {"name": self.optimizer, "eps": self.optimizer_eps} | {name: getattr(self, name) for name in names}
+
+    def sample_transform(self) -> dict[str, Any]:
+        """Arguments for `training.augmentation.TrainTransform` beside the image size."""
+        return {
+            "scale": self.crop_scale,
+            "ratio": self.crop_ratio,
+            "horizontal_flip": self.horizontal_flip,
+            "rand_augment": (2, self.rand_augment) if self.rand_augment else None,
+        }
+
+    def batch_transform(self) -> dict[str, Any]:
+        """Arguments for `training.device_transforms.DeviceTransform` beside mean and deviation."""
+        names = ("color_jitter", "random_erasing", "mixup_alpha", "cutmix_alpha", "seed")
+        return {name: getattr(self, name) for name in names}
+
     def settings(self) -> dict[str, Any]:
         """What decides about a run's result, as JSON values: a checkpoint is continued where all of it is the same.
 

@@ -82,13 +82,7 @@ def measure_rates(
     """
     share = seconds / PARTS
     network_config = model_config(config.model, splits.class_names, **config.network())
-    train_transform = TrainTransform(
-        network_config.image_size,
-        scale=config.crop_scale,
-        ratio=config.crop_ratio,
-        horizontal_flip=config.horizontal_flip,
-        rand_augment=(2, config.rand_augment) if config.rand_augment else None,
-    )
+    train_transform = TrainTransform(network_config.image_size, **config.sample_transform())
     read, pictures = _read(splits, config.seed, share)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a loader worker has
@@ -223,27 +217,11 @@ def _step_rate(
     network, _ = build_model(config.model, network_config, seed=config.seed)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=memory_format).train()
-    optimizer = build_optimizer(
-        network,
-        config.optimizer,
-        lr=config.lr,
-        momentum=config.momentum,
-        eps=config.optimizer_eps,
-        weight_decay=config.weight_decay,
-        rho=config.rho,
-    )
+    optimizer = build_optimizer(network, **config.update())
     ema = ExponentialMovingAverage(network, config.ema_decay) if config.ema_decay else None
     if config.compile:
         network.compile()
-    device_transform = DeviceTransform(
-        network_config.image_mean,
-        network_config.image_std,
-        color_jitter=config.color_jitter,
-        random_erasing=config.random_erasing,
-        mixup_alpha=config.mixup_alpha,
-        cutmix_alpha=config.cutmix_alpha,
-        seed=config.seed,
-    )
+    device_transform = DeviceTransform(network_config.image_mean, network_config.image_std, **config.batch_transform())
     autocast = torch.autocast(device.type, AUTOCAST[config.precision]) if config.precision in AUTOCAST else None
     pixels, labels = batch["pixel_values"].to(device), batch["labels"].to(device)
 

@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
+from training.class_names import read_class_names
+from training.data_error import DataError
 
 WEIGHTS_FILE = "model.safetensors"
 COUNTER = "num_batches_tracked"  # BatchNorm's, which PyTorch has had since 0.4.1 and MindSpore has not
@@ -242,19 +244,6 @@ def timm_name(name: str) -> str:
 # Building and writing
 
 
-def read_class_names(path: Path, num_labels: int) -> list[str]:
-    """One name a line, in the order of the classifier's outputs."""
-    try:
-        names = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"class names cannot be read from {path}: {error}") from error
-    if not all(name.strip() for name in names):
-        raise ConversionError(f"{path} has an empty line among the class names")
-    if len(names) != num_labels:
-        raise ConversionError(f"{path} names {len(names):,} classes, and the checkpoint has {num_labels:,}")
-    return [name.strip() for name in names]
-
-
 def build(checkpoint: Checkpoint, config: TinyNetConfig) -> TinyNetForImageClassification:
     """The network with the checkpoint's tensors. A counter that is not in the file starts at 0."""
     for name, tensor in checkpoint.tensors.items():
@@ -309,6 +298,7 @@ def convert(path: Path, folder: Path, class_names: Path | None = None, image_siz
     Raises:
         ConversionError: See `read_checkpoint` and `recognize`; or `folder`, `class_names` or `image_size` do not fit.
             Nothing was written.
+        DataError: See `read_class_names`. Nothing was written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConversionError(f"{folder} exists already: name an empty folder or a new one")
@@ -318,7 +308,10 @@ def convert(path: Path, folder: Path, class_names: Path | None = None, image_siz
     if image_size is not None:
         overrides["image_size"] = image_size
     if class_names is not None:
-        overrides["id2label"] = dict(enumerate(read_class_names(class_names, num_labels)))
+        names = read_class_names(class_names)
+        if len(names) != num_labels:
+            raise ConversionError(f"{class_names} names {len(names):,} classes, and the checkpoint has {num_labels:,}")
+        overrides["id2label"] = dict(enumerate(names))
         overrides["label2id"] = {name: index for index, name in overrides["id2label"].items()}
     try:
         config = TinyNetConfig.from_variant(variant, **overrides)
@@ -390,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.disable_progress_bar()  # of the reading back
     try:
         convert(options.checkpoint, options.folder, options.class_names, options.image_size)
-    except (ConversionError, OSError, SafetensorError) as error:
+    except (ConversionError, DataError, OSError, SafetensorError) as error:
         parser.error(str(error))
 
 

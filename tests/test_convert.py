@@ -421,8 +421,9 @@ def test_class_names_and_image_size_are_saved(tmp_path, capsys):
     ("lines", "sentence"),
     [
         ("one\ntwo\n", "names 2 classes, and the checkpoint has 10"),
-        ("one\n\ntwo\n", "has an empty line among the class names"),
-        (b"\xff\xfe", "class names cannot be read from"),
+        ("one\n\ntwo\n", "names.txt must be the name of a class, and is empty"),
+        ("one\ntwo\none\n", "line 3 of"),
+        (b"\xff\xfe", "byte 0xff in line 1 is not UTF-8"),
     ],
 )
 def test_class_names_that_do_not_fit_are_refused(refused, tmp_path, lines, sentence):

@@ -83,6 +83,14 @@ def test_nothing_but_tests_imports_an_entry_point():
     assert wrong == []
 
 
+def test_convert_shares_the_reader_of_class_names_and_no_more_with_training():
+    """It has to run where the packages that train are not installed; of those, that reader needs none."""
+    path = Path("convert.py")
+    shared = {node.module for name, node in imports(TREES[path]) if name == "training"}
+    assert shared == {"training.class_names", "training.data_error"}
+    assert undeclared([path, *(Path(name.replace(".", "/") + ".py") for name in shared)], extras=["convert"]) == []
+
+
 def test_wheel_is_one_flat_folder_with_sibling_imports():
     nested = [str(path) for path in in_wheel() if len(path.parts) != 2]
     not_siblings = [

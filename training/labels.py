@@ -1,30 +1,11 @@
 """Labels of a data set as indices into the class names of its training split."""
 
-from pathlib import Path
-
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from training.data_error import DataError, listed
-
-
-def read_class_names(path: str) -> list[str]:
-    """Names from a text file, the one of class 0 in the first line.
-
-    Raises:
-        DataError: the file cannot be read, or a name is empty or repeated.
-    """
-    try:
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"class_names {path} cannot be read: {reason}") from error
-    for number, name in enumerate(names):
-        if not name or name in names[:number]:
-            raise DataError(f"line {number + 1} of {path} must be the name of another class, got {name!r}")
-    return names
 
 
 def _label_ids(

@@ -15,8 +15,9 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.class_names import read_class_names
 from training.data_error import DataError, listed
-from training.labels import read_class_names, streamed_class_names, with_labels_of, with_train_labels
+from training.labels import streamed_class_names, with_labels_of, with_train_labels
 from training.sampling import stratified_holdout
 
 Split: TypeAlias = datasets.Dataset | datasets.IterableDataset
@@ -81,7 +82,7 @@ def load_splits(
     Raises:
         DataError: the data set is missing, or cannot be trained on as it is.
     """
-    given_names = read_class_names(class_names) if class_names else None
+    given_names = None if class_names is None else read_class_names(class_names)
     splits = _read_splits(dataset, name, train_split, validation_split, streaming)
     if train_split not in splits:
         raise DataError(f"{dataset} has no split {train_split!r}; its splits are {listed(splits)}")

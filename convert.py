@@ -1,196 +1,75 @@
-"""TinyNet checkpoints from elsewhere to a `from_pretrained` folder: Huawei's PyTorch .pth and MindSpore's .ckpt.
+"""TinyNet checkpoints from elsewhere to a `from_pretrained` folder: PyTorch's, timm's, safetensors, and MindSpore's.
 
 python convert.py ema_best.ckpt converted --class_names names.txt
 
 Every tensor of the file is used or named in an error, and its shapes tell which of the five networks it is. What no
-checkpoint holds is taken as published: BatchNorm's eps, and the preprocessing. MindSpore is not needed, and code in a
-pickle never runs.
+checkpoint holds is taken as published: BatchNorm's eps, and the preprocessing; timm's command line is heeded where it
+is in the file. MindSpore is not needed, and code in a pickle never runs.
 """
 
 import argparse
 import hashlib
 import math
+import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from convert_checkpoint import COUNTER, Checkpoint, ConversionError
+from convert_mindspore import read_mindspore
+from convert_pytorch import is_model_folder, read_pickled, read_safetensors
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
 from training.class_names import read_class_names
 from training.data_error import DataError
 
 WEIGHTS_FILE = "model.safetensors"
-COUNTER = "num_batches_tracked"  # BatchNorm's, which PyTorch has had since 0.4.1 and MindSpore has not
-MAX_MESSAGE_BYTES = 2**31 - 1  # protobuf's limit
 MAX_NAMED_TENSORS = 3  # in an error
-
-# MindSpore's names of what timm calls so. The stages lie in a cell of their own there, blocks.layer.
-MINDSPORE_BATCH_NORM = {
-    "weight": "gamma",
-    "bias": "beta",
-    "running_mean": "moving_mean",
-    "running_var": "moving_variance",
-}
-# What its RMSProp and SGD keep: the original trainer's last.ckpt holds the optimizer too, its ema_*.ckpt do not.
-MINDSPORE_OPTIMIZER_VALUES = {"global_step", "learning_rate", "momentum"}
-MINDSPORE_OPTIMIZER_TENSORS = {"mean_square", "moment", "accum", "stat"}  # one for each parameter, prefixed so
-
-
-class ConversionError(ValueError):
-    """The checkpoint cannot be converted. The message is one sentence and says what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    framework: str
-    tensors: dict[str, torch.Tensor]  # the network's, under the file's names
-    ignored: list[str]  # what else the file holds
-    name_in_file: Callable[[str], str]  # of the tensor that timm calls so
+# Above this number of pixels Pillow warns of a decompression bomb: no image can be meant to be resized to more.
+MAX_IMAGE_PIXELS = 89_478_485
+# What a file can state about a network whose tensors are a published one's.
+PREPROCESSING = ("image_size", "crop_pct", "image_mean", "image_std")
+LAYERS = ("batch_norm_eps", "batch_norm_momentum", "dropout_rate", "drop_path_rate")
 
 
 # Reading
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
     """
+    Args:
+        ema: Of a file with two sets of weights, take the exponential moving average.
+
     Raises:
-        ConversionError: There is no such file, it is no checkpoint, it is damaged, or a tensor in it is not float32.
+        ConversionError: There is no such file, it is no checkpoint, it is damaged, or a tensor in it is of no use.
     """
-    if not path.is_file():
-        raise ConversionError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start == b"PK" or start[:1] == b"\x80":  # a zip archive; a pickle, which older versions of PyTorch wrote
-        return read_pytorch(path)
-    if start[:1] == b"\n":  # protobuf's mark of field 1
-        return read_mindspore(path)
-    raise ConversionError(f"{path} is neither a PyTorch nor a MindSpore checkpoint")
-
-
-def read_pytorch(path: Path) -> Checkpoint:
-    """A state dict, or a dictionary with one under `state_dict`; with or without DataParallel's prefix `module.`."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a dozen kinds, by where the file is damaged
-        raise ConversionError(
-            f"{path} is damaged, or holds other objects than tensors and plain values, which are not read because "
-            "they can run code"
-        ) from error
-    ignored = []
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        wrapper, content = content, content["state_dict"]
-        for key, value in wrapper.items():
-            if value is content:
-                continue
-            if isinstance(value, dict) and any(isinstance(tensor, torch.Tensor) for tensor in value.values()):
-                raise ConversionError(f"{path} holds tensors in {key!r} beside 'state_dict': save one of them alone")
-            ignored.append(str(key))
-    if not isinstance(content, dict) or not content:
-        raise ConversionError(f"{path} holds no state dict")
-    if all(isinstance(name, str) and name.startswith("module.") for name in content):
-        content = {name.removeprefix("module."): value for name, value in content.items()}
-
-    tensors = {}
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ConversionError(f"{name!r} is not a tensor but {type(tensor).__name__}")
-        dtype = torch.int64 if name.endswith(COUNTER) else torch.float32
-        if tensor.dtype != dtype:
-            raise ConversionError(f"{name!r} is {tensor.dtype}, and must be {dtype}")
-        # Strides of 0 or a device without memory let a few bytes claim any shape.
-        if (
-            tensor.layout != torch.strided
-            or tensor.device.type != "cpu"
-            or tensor.nbytes > tensor.untyped_storage().nbytes()
-        ):
-            raise ConversionError(f"{name!r} holds fewer numbers than its shape {list(tensor.shape)} says")
-        tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-    return Checkpoint("PyTorch", tensors, ignored, name_in_file=lambda name: name)
-
-
-def read_mindspore(path: Path) -> Checkpoint:
-    """What `mindspore.save_checkpoint` writes, of a network or of a network in training."""
-    try:
-        from google.protobuf.message import DecodeError
-    except ModuleNotFoundError:
-        raise ConversionError("MindSpore's checkpoints need protobuf: pip install 'protobuf>=5'") from None
-
-    if path.stat().st_size > MAX_MESSAGE_BYTES:
-        raise ConversionError(f"{path} is larger than the 2 GiB that a MindSpore checkpoint can have")
-    message = mindspore_message()
-    try:
-        message.ParseFromString(path.read_bytes())
-        complete = message.IsInitialized() and len(message.value) > 0
-    except DecodeError:
-        complete = False
-    if not complete:
-        raise ConversionError(f"{path} is truncated or damaged, or no MindSpore checkpoint")
-
-    tags = [entry.tag.decode(errors="backslashreplace") for entry in message.value]
-    names = set(tags)
-    tensors, ignored = {}, []
-    for tag, entry in zip(tags, message.value, strict=True):
-        prefix, _, name = tag.partition(".")
-        if tag in MINDSPORE_OPTIMIZER_VALUES or (prefix in MINDSPORE_OPTIMIZER_TENSORS and name in names):
-            ignored.append(tag)
-        elif tag in tensors:
-            raise ConversionError(f"{path} holds {tag!r} twice")
+        if path.is_dir() and is_model_folder(path):
+            raise ConversionError(f"{path} needs no conversion: from_pretrained reads it as it is")
+        if not path.is_file():
+            raise ConversionError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+            checkpoint = read_safetensors(path)
+        elif start[:4] == b"PK\3\4" or start[:1] == b"\x80":  # zip; a pickle, which older versions of PyTorch wrote
+            return read_pickled(path, ema)
+        elif start[:1] == b"\n":  # protobuf's mark of field 1
+            checkpoint = read_mindspore(path)
+        elif start == b"version h":
+            raise ConversionError(f"{path} is Git LFS's pointer to a file: git lfs pull downloads that")
         else:
-            tensors[tag] = mindspore_tensor(tag, entry.tensor)
-    return Checkpoint("MindSpore", tensors, ignored, mindspore_name)
-
-
-def mindspore_message() -> Any:
-    """
-    An empty message of MindSpore's `checkpoint.proto`, described here instead of by a generated module. Its strings
-    are bytes here, which is the same in the file: in a damaged one they need not be UTF-8.
-    """
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="checkpoint.proto", syntax="proto2")
-    tensor = file.message_type.add(name="TensorProto")
-    tensor.field.add(name="dims", number=1, label=field.LABEL_REPEATED, type=field.TYPE_INT64)
-    tensor.field.add(name="tensor_type", number=2, label=field.LABEL_REQUIRED, type=field.TYPE_BYTES)
-    tensor.field.add(name="tensor_content", number=3, label=field.LABEL_REQUIRED, type=field.TYPE_BYTES)
-    checkpoint = file.message_type.add(name="Checkpoint")
-    value = checkpoint.nested_type.add(name="Value")
-    value.field.add(name="tag", number=1, label=field.LABEL_REQUIRED, type=field.TYPE_BYTES)
-    value.field.add(
-        name="tensor", number=2, label=field.LABEL_REQUIRED, type=field.TYPE_MESSAGE, type_name=".TensorProto"
-    )
-    checkpoint.field.add(
-        name="value", number=1, label=field.LABEL_REPEATED, type=field.TYPE_MESSAGE, type_name=".Checkpoint.Value"
-    )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("Checkpoint"))()
-
-
-def mindspore_tensor(tag: str, tensor: Any) -> torch.Tensor:
-    if tensor.tensor_type != b"Float32":
-        dtype = tensor.tensor_type.decode(errors="backslashreplace")
-        raise ConversionError(f"{tag!r} is {dtype!r}, and must be 'Float32'")
-    dims, content = list(tensor.dims[:5]), tensor.tensor_content
-    # Before anything of the declared size is made of it; a convolution has 4 dimensions.
-    if len(dims) not in range(1, 5) or min(dims) < 1 or math.prod(dims) * torch.float32.itemsize != len(content):
-        raise ConversionError(f"{tag!r} declares the shape {dims}, which its {len(content):,} bytes do not fill")
-    return torch.frombuffer(bytearray(content), dtype=torch.float32).reshape(dims)
-
-
-def mindspore_name(name: str) -> str:
-    """MindSpore's name of the tensor that timm calls `name`: blocks.layer.0.0.bn1.gamma for blocks.0.0.bn1.weight."""
-    module, _, parameter = name.rpartition(".")
-    if module.rpartition(".")[2].startswith("bn"):
-        parameter = MINDSPORE_BATCH_NORM.get(parameter, parameter)
-    if module.startswith("blocks."):
-        module = f"blocks.layer.{module.removeprefix('blocks.')}"
-    return f"{module}.{parameter}"
+            raise ConversionError(f"{path} is neither a PyTorch, nor a safetensors, nor a MindSpore checkpoint")
+    except OSError as error:
+        raise ConversionError(f"{path} cannot be read: {error.strerror or error}") from error
+    if ema:
+        raise ConversionError(f"{path} holds one set of weights and not that they are an average: omit --ema")
+    return checkpoint
 
 
 # Recognising
@@ -244,19 +123,67 @@ def timm_name(name: str) -> str:
 # Building and writing
 
 
+def configure(checkpoint: Checkpoint, class_names: list[str] | None, image_size: int | None) -> TinyNetConfig:
+    """
+    The configuration of the recognized network, with what the file states and what the caller does.
+
+    Raises:
+        ConversionError: See `recognize`; or the settings do not fit the network.
+    """
+    variant, num_labels = recognize(checkpoint)
+    fields: dict[str, Any] = {**checkpoint.settings, "num_labels": num_labels}
+    if image_size is not None:
+        fields["image_size"] = image_size
+    if class_names is not None:
+        if len(class_names) != num_labels:
+            raise ConversionError(
+                f"--class_names gives {len(class_names):,} names, and the checkpoint has {num_labels:,} classes"
+            )
+        fields["id2label"] = dict(enumerate(class_names))
+        fields["label2id"] = {name: index for index, name in enumerate(class_names)}
+    try:
+        config = TinyNetConfig.from_variant(variant, **fields)
+    except (ValueError, StrictDataclassError) as error:
+        raise ConversionError(str(error.__cause__ or error)) from error
+    if not all(math.isfinite(number) for number in (*config.image_mean, *config.image_std)):
+        raise ConversionError(f"image_mean {config.image_mean} and image_std {config.image_std} must be finite")
+    if config.resize_size**2 > MAX_IMAGE_PIXELS:
+        raise ConversionError(
+            f"image_size must be at most {int(MAX_IMAGE_PIXELS**0.5 * config.crop_pct):,} pixels, since Pillow takes "
+            f"larger images for an attack, got {config.image_size:,}"
+        )
+    return config
+
+
 def build(checkpoint: Checkpoint, config: TinyNetConfig) -> TinyNetForImageClassification:
-    """The network with the checkpoint's tensors. A counter that is not in the file starts at 0."""
-    for name, tensor in checkpoint.tensors.items():
-        if not tensor.isfinite().all():
-            raise ConversionError(f"{name!r} holds infinite numbers or NaN: the training had diverged")
+    """
+    The network with the checkpoint's tensors, in float32. A counter that is not in the file starts at 0.
+
+    Raises:
+        ConversionError: Numbers are not finite or out of their range, or the network's answers are.
+    """
     with torch.device("meta"):
         network = TinyNetForImageClassification(config)
-    state_dict = {
-        name: checkpoint.tensors.get(checkpoint.name_in_file(timm_name(name)), torch.tensor(0))
-        for name in network.state_dict()
-    }
+    state_dict = {}
+    for name in network.state_dict():
+        name_in_file = checkpoint.name_in_file(timm_name(name))
+        tensor = checkpoint.tensors.get(name_in_file, torch.tensor(0))
+        dtype = torch.int64 if name.endswith(COUNTER) else torch.float32
+        # A copy: a few numbers of the file can be the storage of many tensors.
+        tensor = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        if not tensor.isfinite().all():
+            raise ConversionError(f"{name_in_file!r} holds infinite numbers or NaN: the training had diverged")
+        if name.endswith(("running_var", COUNTER)) and (tensor < 0).any():
+            raise ConversionError(f"{name_in_file!r} holds {tensor.min():g}, and cannot be negative: it is damaged")
+        state_dict[name] = tensor
     network.load_state_dict(state_dict, strict=True, assign=True)
-    return network.eval()
+    network.eval()
+    side = 2 * 32  # two fields of the last stage
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if not network(image).logits.isfinite().all():
+            raise ConversionError("the network answers infinite numbers or NaN: its tensors are damaged or diverged")
+    return network
 
 
 def write(network: TinyNetForImageClassification, folder: Path) -> str:
@@ -270,7 +197,6 @@ def write(network: TinyNetForImageClassification, folder: Path) -> str:
         RuntimeError: What was read back is something else.
     """
     processor = TinyNetImageProcessor.from_config(network.config)
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".convert-") as unchecked:
         network.save_pretrained(unchecked)
         processor.save_pretrained(unchecked)
@@ -281,44 +207,57 @@ def write(network: TinyNetForImageClassification, folder: Path) -> str:
         if TinyNetImageProcessor.from_pretrained(unchecked).to_dict() != processor.to_dict():
             raise RuntimeError("the image processor came back as something else")
         del saved  # unmaps the file, which Windows otherwise refuses to move
-        for path in Path(unchecked).iterdir():
+        # The weights last: without them nobody takes the folder for a model.
+        for path in sorted(Path(unchecked).iterdir(), key=lambda path: path.name == WEIGHTS_FILE):
             path.rename(folder / path.name)
     with (folder / WEIGHTS_FILE).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def convert(path: Path, folder: Path, class_names: Path | None = None, image_size: int | None = None) -> None:
+def write_or_nothing(network: TinyNetForImageClassification, folder: Path) -> str:
+    """
+    `write` into a folder that is empty or does not exist; folders made for it go if it fails.
+
+    Raises:
+        ConversionError: The folder cannot be made or written.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return write(network, folder)
+    except (OSError, SafetensorError) as error:
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise ConversionError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def convert(
+    path: Path, folder: Path, class_names: Path | None = None, image_size: int | None = None, ema: bool = False
+) -> None:
     """
     Converts the checkpoint at `path` into `folder`, which must be empty or not exist, and prints what it did.
 
     Args:
         class_names (`Path`, *optional*): A text file with one name a line. Without it, 1,000 classes are ImageNet's.
         image_size (`int`, *optional*): Side of the network's input in pixels, if it was not trained at the published.
+        ema (`bool`, *optional*): Of a file with two sets of weights, take the exponential moving average.
 
     Raises:
         ConversionError: See `read_checkpoint` and `recognize`; or `folder`, `class_names` or `image_size` do not fit.
             Nothing was written.
         DataError: See `read_class_names`. Nothing was written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConversionError(f"{folder} exists already: name an empty folder or a new one")
-    checkpoint = read_checkpoint(path)
-    variant, num_labels = recognize(checkpoint)
-    overrides: dict[str, Any] = {"num_labels": num_labels}
-    if image_size is not None:
-        overrides["image_size"] = image_size
-    if class_names is not None:
-        names = read_class_names(class_names)
-        if len(names) != num_labels:
-            raise ConversionError(f"{class_names} names {len(names):,} classes, and the checkpoint has {num_labels:,}")
-        overrides["id2label"] = dict(enumerate(names))
-        overrides["label2id"] = {name: index for index, name in overrides["id2label"].items()}
     try:
-        config = TinyNetConfig.from_variant(variant, **overrides)
-    except ValueError as error:
-        raise ConversionError(str(error)) from error
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConversionError(f"{folder} exists already: name an empty folder or a new one")
+    except OSError as error:
+        raise ConversionError(f"{folder} cannot be written: {error.strerror}") from error
+    names = None if class_names is None else read_class_names(class_names)
+    checkpoint = read_checkpoint(path, ema)
+    config = configure(checkpoint, names, image_size)
     network = build(checkpoint, config)
-    sha256 = write(network, folder)
+    sha256 = write_or_nothing(network, folder)
 
     report(checkpoint, network)
     print(f"wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
@@ -328,26 +267,54 @@ def convert(path: Path, folder: Path, class_names: Path | None = None, image_siz
 def report(checkpoint: Checkpoint, network: TinyNetForImageClassification) -> None:
     """What became of the file, and where the network and its preprocessing differ from it and from the published."""
     config = network.config
-    image_size = TINYNET_VARIANTS[config.variant]["image_size"]
     used, added = len(checkpoint.tensors), len(network.state_dict()) - len(checkpoint.tensors)
     print(f"read {checkpoint.framework} checkpoint: {used + len(checkpoint.ignored)} entries")
+    if checkpoint.checksum:
+        print(f"checked {checkpoint.checksum}")
+    else:
+        print("checksum: this file has none, so that a changed bit among its numbers cannot be noticed")
+    for note in checkpoint.notes:
+        print(note)
     if checkpoint.ignored:
         print(f"ignored {len(checkpoint.ignored)} of them, the training's state, such as {checkpoint.ignored[0]!r}")
     print(f"used {used} of them, the network's tensors: {config.parameter_count:,} parameters, BatchNorm's statistics")
+    for dtype in sorted({str(tensor.dtype) for tensor in checkpoint.tensors.values() if tensor.is_floating_point()}):
+        if dtype != str(torch.float32):
+            rounded = ", rounded" if dtype == str(torch.float64) else ""
+            print(f"converted {dtype.removeprefix('torch.')} to float32{rounded}")
     if added:
         print(f"added {added} {COUNTER} that the file lacks, as 0")
     labels = f"{config.id2label[0]!r} to {config.id2label[config.num_labels - 1]!r}"
-    print(f"recognised {config.variant} with {config.num_labels:,} classes, {labels}")
+    classes = "class" if config.num_labels == 1 else "classes"
+    print(f"recognised {config.variant} with {config.num_labels:,} {classes}, {labels}")
     print(f"model difference: none, all {used + added} tensors read back bit by bit the same")
-    if config.image_size == image_size:
-        print("preprocessing difference: none, it is the published one and reads back so")
+    report_settings(config, stated=checkpoint.settings)
+
+
+def report_settings(config: TinyNetConfig, stated: dict[str, Any]) -> None:
+    published = TinyNetConfig.from_variant(config.variant)
+
+    def differences_in(names: tuple[str, ...]) -> str:
+        return "; ".join(
+            f"{name} {getattr(config, name)}, and the published is {getattr(published, name)}"
+            for name in names
+            if getattr(config, name) != getattr(published, name)
+        )
+
+    if stated:
+        print(f"the file states {', '.join(stated)}")
+    if layers := differences_in(LAYERS):
+        print(f"difference in the layers: {layers}")
+    if preprocessing := differences_in(PREPROCESSING):
+        print(f"preprocessing difference: {preprocessing}")
     else:
-        print(f"preprocessing difference: image size {config.image_size} px, and the published is {image_size} px")
+        print("preprocessing difference: none, it is the published one and reads back so")
     print(
         f"preprocessing: shorter side to {config.resize_size} px (bicubic, antialiased), "
         f"central {config.image_size} px, mean {config.image_mean}, std {config.image_std}"
     )
-    print(f"BatchNorm's eps, which no checkpoint holds: {config.batch_norm_eps:g}, as published")
+    if "batch_norm_eps" not in stated:
+        print(f"BatchNorm's eps, which the file does not hold: {config.batch_norm_eps:g}, as published")
 
 
 # Command line
@@ -363,7 +330,9 @@ def build_parser() -> Parser:
         description=__doc__.partition("\n")[0],
         epilog="Exit code 2: the checkpoint cannot be converted, and nothing was written.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="PyTorch's .pth or MindSpore's .ckpt")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="PyTorch's .pth, .safetensors, or MindSpore's .ckpt"
+    )
     parser.add_argument("folder", type=Path, metavar="OUTPUT_FOLDER", help="an empty folder, or a new one")
     parser.add_argument(
         "--class_names",
@@ -374,6 +343,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--image_size", type=int, metavar="N", help="pixels, if the network was trained at another size than published"
     )
+    parser.add_argument(
+        "--ema", action="store_true", help="take the EMA's weights where the file holds two sets, as timm's do"
+    )
     return parser
 
 
@@ -381,9 +353,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_args(argv)
     logging.disable_progress_bar()  # of the reading back
+    sys.stdout.reconfigure(errors="backslashreplace")  # a class name or folder that the terminal cannot show
     try:
-        convert(options.checkpoint, options.folder, options.class_names, options.image_size)
-    except (ConversionError, DataError, OSError, SafetensorError) as error:
+        convert(options.checkpoint, options.folder, options.class_names, options.image_size, options.ema)
+    except (ConversionError, DataError) as error:
         parser.error(str(error))
 
 

@@ -410,7 +410,7 @@ def test_class_names_and_image_size_are_saved(tmp_path, capsys):
     convert.main([str(MINDSPORE), str(output), *arguments])
     printed = capsys.readouterr().out
     assert "10 classes, 'digit 0' to 'digit 9'" in printed
-    assert "preprocessing difference: image size 64 px, and the published is 106 px" in printed
+    assert "preprocessing difference: image_size 64, and the published is 106" in printed
     config = json.loads((output / "config.json").read_text())
     assert list(config["id2label"].values()) == list(config["label2id"]) == names
     processor = json.loads((output / "preprocessor_config.json").read_text())

@@ -149,8 +149,9 @@ def configure(checkpoint: Checkpoint, class_names: list[str] | None, image_size:
         raise ConversionError(f"image_mean {config.image_mean} and image_std {config.image_std} must be finite")
     if config.resize_size**2 > MAX_IMAGE_PIXELS:
         raise ConversionError(
-            f"image_size must be at most {int(MAX_IMAGE_PIXELS**0.5 * config.crop_pct):,} pixels, since Pillow takes "
-            f"larger images for an attack, got {config.image_size:,}"
+            f"image_size {config.image_size:,} with crop_pct {config.crop_pct} asks for images of "
+            f"{config.resize_size:,} px a side, and Pillow takes those above {math.isqrt(MAX_IMAGE_PIXELS):,} for an "
+            "attack"
         )
     return config
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from convert_checkpoint import COUNTER, Checkpoint, ConversionError, checked_tensor
 from convert_mindspore import mindspore_name
@@ -60,12 +61,13 @@ def read_safetensors(path: Path) -> Checkpoint:
     """
     if path.name in FOLDER_FILES and is_model_folder(path.parent):
         raise ConversionError(f"{path} needs no conversion: from_pretrained reads the folder {path.parent} as it is")
+    data = path.read_bytes()  # safetensors opens no file whose name is not UTF-8
     try:
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no dictionary
-            from_mindspore = (file.metadata() or {}).get("format") == "ms"
+        weights = safetensors.torch.load(data)
     except SafetensorError as error:
         raise ConversionError(f"{path} is truncated or damaged, or no safetensors file") from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    from_mindspore = header.get("__metadata__", {}).get("format") == "ms"
     if from_mindspore:
         tensors = {name: checked_tensor(name, tensor) for name, tensor in weights.items()}
         return Checkpoint("MindSpore", tensors, [], mindspore_name, None)

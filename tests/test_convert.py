@@ -1,16 +1,18 @@
-"""convert.py on a checkpoint that MindSpore's own TinyNet wrote, and on PyTorch files made with timm's networks.
+"""convert.py on a checkpoint that MindSpore's own TinyNet wrote, and its options and messages for any file.
 
 The MindSpore files here are taken apart and put together on the level of protobuf's bytes, not with convert.py's own
 description of the format.
 """
 
-import copy
+import functools
 import hashlib
+import io
 import json
 import os
-import pickle
+import resource
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,11 +22,12 @@ import safetensors.torch
 import timm
 import torch
 from PIL import Image
-from torch import nn
 from transformers import pipeline
 
 import convert
-from modeling_tinynet import TINYNET_VARIANTS, TinyNetForImageClassification, TinyNetImageProcessor
+from convert_checkpoint import ConversionError
+from modeling_tinynet import TinyNetForImageClassification
+from tests.conversions import refused_conversion, save, weights_of
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "fixtures" / "mindspore"
@@ -46,18 +49,7 @@ def converted(tmp_path_factory) -> tuple[Path, str]:
 
 @pytest.fixture
 def refused(tmp_path, capsys) -> Callable[..., str]:
-    """Runs a command that must fail, and returns its one sentence."""
-
-    def run(checkpoint: Path, *arguments: str, output: Path = tmp_path / "output") -> str:
-        before = output.exists()
-        with pytest.raises(SystemExit) as exit:
-            convert.main([str(checkpoint), str(output), *arguments])
-        out, err = capsys.readouterr()
-        assert (exit.value.code, out, output.exists()) == (2, "", before)
-        assert err.startswith("error: ") and err.count("\n") == 1
-        return err
-
-    return run
+    return functools.partial(refused_conversion, output=tmp_path / "output", capsys=capsys)
 
 
 # MindSpore's file format, by protobuf's wire format
@@ -171,6 +163,7 @@ def test_conversion_says_what_it_did(converted):
         "read MindSpore checkpoint: 197 entries",
         f"used 197 of them, the network's tensors: {parameters:,} parameters",
         "added 31 num_batches_tracked that the file lacks, as 0",
+        "checksum: this file has none, so that a changed bit among its numbers cannot be noticed",
         "recognised tinynet_e with 10 classes, 'LABEL_0' to 'LABEL_9'",
         "model difference: none, all 228 tensors",
         "preprocessing difference: none, it is the published one",
@@ -190,10 +183,6 @@ def test_optimizer_state_of_a_mindspore_training_is_ignored_and_said(converted, 
     convert.main([str(path), str(tmp_path / "output")])
     assert f"ignored {len(optimizer)} of them, the training's state" in capsys.readouterr().out
     assert weights_of(tmp_path / "output") == weights_of(converted[0])
-
-
-def weights_of(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
 
 
 def test_truncated_mindspore_checkpoint_is_refused(refused, tmp_path):
@@ -243,7 +232,26 @@ BLOCK = "blocks.layer.3.1"
         (changed("conv_stem.weight", dims=[-32, -3, 3, 3]), "'conv_stem.weight' declares the shape [-32, -3, 3, 3]"),
         (changed("classifier.bias", dims=[1] * 100_000), "'classifier.bias' declares the shape [1, 1, 1, 1, 1]"),
         (changed("classifier.weight", dims=[12800, 1]), "'classifier.weight' has shape [12800, 1] instead of"),
-        (changed("bn1.beta", dtype="Float16"), "'bn1.beta' is 'Float16', and must be 'Float32'"),
+        (
+            changed("bn1.beta", dtype="Int8"),
+            "'bn1.beta' is 'Int8', and must be one of Float32, Float16, BFloat16, Float64",
+        ),
+        (
+            changed("bn1.beta", dtype="Float16"),
+            "'bn1.beta' declares the shape [32], which its 128 bytes do not fill",
+        ),
+        (
+            changed("bn1.moving_variance", content=np.full(32, -0.5, np.float32).tobytes()),
+            "'bn1.moving_variance' holds -0.5, and cannot be negative: it is damaged",
+        ),
+        (
+            changed("bn1.moving_variance", content=np.full(32, np.inf, np.float32).tobytes()),
+            "'bn1.moving_variance' holds infinite numbers or NaN",
+        ),
+        (
+            changed("bn1.gamma", content=np.full(32, 1.7e38, np.float32).tobytes()),
+            "the network answers infinite numbers or NaN: its tensors are damaged or diverged",
+        ),
         (
             changed("bn1.beta", content=np.full(32, np.nan, np.float32).tobytes()),
             "'bn1.beta' holds infinite numbers or NaN",
@@ -270,132 +278,40 @@ def test_mindspore_checkpoint_beyond_protobufs_limit_is_refused_unread(refused, 
     assert "larger than the 2 GiB" in refused(path)
 
 
-# PyTorch
+def with_checksum(data: bytes) -> bytes:
+    """As `mindspore.save_checkpoint(..., crc_check=True)` ends the file."""
+    return data + b"crc_num" + zlib.crc32(data).to_bytes(10, byteorder="big")
 
 
-def timm_network(variant: str, num_classes: int = 1000) -> nn.Module:
-    """With BatchNorm's statistics and parameters away from their initial values, so that no mix-up can hide."""
-    torch.manual_seed(0)
-    network = timm.create_model(variant, num_classes=num_classes)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
-                tensor.uniform_(0.5, 1.5)
-    return network.eval()
+def test_checksum_of_a_mindspore_checkpoint_is_compared(converted, tmp_path, capsys, refused):
+    data = with_checksum(MINDSPORE.read_bytes())
+    (tmp_path / "sound.ckpt").write_bytes(data)
+    convert.main([str(tmp_path / "sound.ckpt"), str(tmp_path / "sound")])
+    assert "checked the file's CRC-32" in capsys.readouterr().out
+    assert weights_of(tmp_path / "sound") == weights_of(converted[0])
+    for position in range(1, len(data) - 17, len(data) // 25):
+        (tmp_path / "changed.ckpt").write_bytes(flipped(data, 8 * position + position % 8))
+        assert "is damaged: its checksum is of other bytes" in refused(tmp_path / "changed.ckpt")
 
 
-def wrapped(state_dict: dict[str, torch.Tensor]) -> dict[str, object]:
-    """As a trainer saves it: DataParallel's prefix, no counters as before PyTorch 0.4.1, the epoch beside it."""
-    tensors = {f"module.{name}": tensor for name, tensor in state_dict.items() if "num_batches" not in name}
-    return {"epoch": 450, "state_dict": tensors}
+def flipped(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
 
 
-def save(path: Path, content: object) -> Path:
-    torch.save(content, path)
-    return path
-
-
-@pytest.mark.parametrize("variant", TINYNET_VARIANTS)
-def test_pytorch_checkpoint_gives_timms_logits_to_the_bit(variant, tmp_path, capsys):
-    theirs = timm_network(variant)
-    convert.main([str(save(tmp_path / "huawei.pth", wrapped(theirs.state_dict()))), str(tmp_path / "output")])
-    printed = capsys.readouterr().out
-    assert f"recognised {variant} with 1,000 classes, 'tench' to 'toilet tissue'" in printed
-    assert "ignored 1 of them, the training's state, such as 'epoch'" in printed
-
-    ours = TinyNetForImageClassification.from_pretrained(tmp_path / "output")
-    processor = TinyNetImageProcessor.from_pretrained(tmp_path / "output")
-    size = theirs.pretrained_cfg["input_size"][1]
-    assert ours.config.image_size == processor.crop_size["height"] == size
-    assert processor.size["shortest_edge"] == int(size / theirs.pretrained_cfg["crop_pct"])
-    # A copy: tensors mapped from a file start anywhere, and for those oneDNN's single thread rounds differently.
-    ours = copy.deepcopy(ours)
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        assert (ours(images).logits - theirs(images)).abs().max() == 0.0
-
-
-def test_older_pytorch_format_gives_the_same_file(tmp_path):
-    """The pickle stream of PyTorch before 1.6, a bare state dict with counters, and strided weights."""
-    state_dict = timm_network("tinynet_e", 3).state_dict()
-    convert.main([str(save(tmp_path / "new.pth", state_dict)), str(tmp_path / "new")])
-    channels_last = {
-        name: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-        for name, tensor in state_dict.items()
-    }
-    torch.save(channels_last, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    convert.main([str(tmp_path / "old.pth"), str(tmp_path / "old")])
-    assert weights_of(tmp_path / "old") == weights_of(tmp_path / "new")
-
-
-def test_counters_of_batches_are_kept(tmp_path):
-    state_dict = timm_network("tinynet_e", 3).state_dict()
-    state_dict["bn1.num_batches_tracked"] = torch.tensor(7)
-    convert.main([str(save(tmp_path / "counted.pth", state_dict)), str(tmp_path / "output")])
+def test_half_precision_of_mindspore_becomes_float32(tmp_path, capsys):
+    """The float16 numbers are NumPy's."""
+    entries = [
+        (tag, dims, "Float16", np.frombuffer(content, np.float32).astype(np.float16).tobytes())
+        for tag, dims, _, content in read_entries(MINDSPORE.read_bytes())
+    ]
+    convert.main([str(write_entries(tmp_path / "half.ckpt", entries)), str(tmp_path / "output")])
+    assert "converted float16 to float32" in capsys.readouterr().out
     saved = safetensors.torch.load_file(tmp_path / "output" / "model.safetensors")
-    assert saved["bn1.num_batches_tracked"] == 7
-
-
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (lambda tensors: tensors.pop("bn1.running_mean"), "'bn1.running_mean' is missing"),
-        (lambda tensors: tensors.update(fc=torch.zeros(2)), "for tinynet_e, the nearest, 'fc' is unknown"),
-        (lambda tensors: tensors.update(epoch=3), "'epoch' is not a tensor but int"),
-        (
-            lambda tensors: tensors.update({"conv_stem.weight": tensors["conv_stem.weight"].half()}),
-            "'conv_stem.weight' is torch.float16, and must be torch.float32",
-        ),
-        (
-            lambda tensors: tensors.update({"classifier.weight": torch.zeros(1).expand(10**12, 1280)}),
-            "'classifier.weight' holds fewer numbers than its shape [1000000000000, 1280] says",
-        ),
-        (
-            lambda tensors: tensors.update({"bn1.bias": torch.zeros(32).to_sparse()}),
-            "'bn1.bias' holds fewer numbers than its shape [32] says",
-        ),
-        (
-            lambda tensors: tensors.update({"bn1.bias": torch.empty(32, device="meta")}),
-            "'bn1.bias' holds fewer numbers than its shape [32] says",
-        ),
-    ],
-)
-def test_changed_pytorch_checkpoint_is_refused_by_name(refused, tmp_path, change, sentence):
-    tensors = timm_network("tinynet_e", 3).state_dict()
-    change(tensors)
-    assert sentence in refused(save(tmp_path / "changed.pth", tensors))
-
-
-def test_checkpoint_with_a_second_set_of_weights_is_refused(refused, tmp_path):
-    tensors = timm_network("tinynet_e", 3).state_dict()
-    path = save(tmp_path / "two.pth", {"state_dict": tensors, "state_dict_ema": tensors.copy()})
-    assert "holds tensors in 'state_dict_ema' beside 'state_dict'" in refused(path)
-
-
-def test_other_network_is_refused(refused, tmp_path):
-    sentence = refused(save(tmp_path / "other.pth", timm.create_model("resnet10t").state_dict()))
-    assert "no TinyNet has these tensors" in sentence and "more differ" in sentence
-
-
-@pytest.mark.parametrize("as_zip", [True, False])
-def test_code_in_a_pickle_is_refused_and_not_run(refused, tmp_path, as_zip):
-    class Bomb:
-        def __reduce__(self):
-            return Path.touch, (tmp_path / "exploded",)
-
-    bomb = {"state_dict": Bomb()}
-    torch.save(bomb, tmp_path / "bomb.pth", _use_new_zipfile_serialization=as_zip)
-    assert "which are not read because they can run code" in refused(tmp_path / "bomb.pth")
-    assert not (tmp_path / "exploded").exists()
-    pickle.loads(pickle.dumps(bomb))  # it does explode when read carelessly
-    assert (tmp_path / "exploded").exists()
-
-
-def test_truncated_pytorch_checkpoint_is_refused(refused, tmp_path):
-    path = save(tmp_path / "truncated.pth", timm_network("tinynet_e", 3).state_dict())
-    path.write_bytes(path.read_bytes()[:-1000])
-    assert "truncated.pth is damaged" in refused(path)
+    halves = {tag: np.frombuffer(content, np.float16) for tag, *_, content in entries}
+    assert np.array_equal(saved["bn1.weight"].numpy(), halves["bn1.gamma"].astype(np.float32))
+    assert np.array_equal(saved["classifier.weight"].numpy().ravel(), halves["classifier.weight"].astype(np.float32))
 
 
 # Options and mistakes
@@ -420,7 +336,7 @@ def test_class_names_and_image_size_are_saved(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("lines", "sentence"),
     [
-        ("one\ntwo\n", "names 2 classes, and the checkpoint has 10"),
+        ("one\ntwo\n", "--class_names gives 2 names, and the checkpoint has 10 classes"),
         ("one\n\ntwo\n", "names.txt must be the name of a class, and is empty"),
         ("one\ntwo\none\n", "line 3 of"),
         (b"\xff\xfe", "byte 0xff in line 1 is not UTF-8"),
@@ -438,16 +354,37 @@ def test_image_size_that_the_network_cannot_take_is_refused(refused, size):
     )
 
 
+def test_image_size_that_no_image_has_is_refused(refused, tmp_path):
+    """8,276 px of a shorter side of 9,458: the largest square that Pillow opens without a warning is 9,459 px."""
+    assert 9459**2 <= Image.MAX_IMAGE_PIXELS < 9460**2
+    for size, side in ("1000000000", "1,142,857,142"), ("8278", "9,460"):
+        sentence = refused(MINDSPORE, "--image_size", size)
+        assert f"image_size {int(size):,} with crop_pct 0.875 asks for images of {side} px a side, and" in sentence
+        assert "Pillow takes those above 9,459 for an attack" in sentence
+    convert.main([str(MINDSPORE), str(tmp_path / "largest"), "--image_size", "8276"])
+
+
 def test_missing_and_foreign_files_are_refused(refused, tmp_path):
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
     (tmp_path / "empty.pth").touch()
     (tmp_path / "line.ckpt").write_text("\nnot a checkpoint either")
     assert "missing.pth does not exist" in refused(tmp_path / "missing.pth")
     assert "is not a file" in refused(tmp_path)
-    assert "text.ckpt is neither a PyTorch nor a MindSpore checkpoint" in refused(tmp_path / "text.ckpt")
-    assert "empty.pth is neither a PyTorch nor a MindSpore checkpoint" in refused(tmp_path / "empty.pth")
+    assert "cannot be read: File name too long" in refused(tmp_path / ("x" * 300))
+    (tmp_path / "pointer.pth").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3166866\n"
+    )
+    assert "is Git LFS's pointer to a file: git lfs pull downloads that" in refused(tmp_path / "pointer.pth")
+    assert "text.ckpt is neither a PyTorch, nor a safetensors, nor a MindSpore checkpoint" in refused(
+        tmp_path / "text.ckpt"
+    )
+    assert "empty.pth is neither a PyTorch, nor a safetensors, nor a MindSpore checkpoint" in refused(
+        tmp_path / "empty.pth"
+    )
     assert "line.ckpt is truncated or damaged, or no MindSpore checkpoint" in refused(tmp_path / "line.ckpt")
-    assert "holds no state dict" in refused(save(tmp_path / "list.pth", [torch.zeros(2)]))
+    assert "holds no state dict but list" in refused(save(tmp_path / "list.pth", [torch.zeros(2)]))
+    assert "its first entries are 'epoch'" in refused(save(tmp_path / "epoch.pth", {"epoch": 3}))
+    assert "omit --ema" in refused(MINDSPORE, "--ema")
 
 
 def test_output_that_exists_is_left_alone(refused, tmp_path):
@@ -456,3 +393,31 @@ def test_output_that_exists_is_left_alone(refused, tmp_path):
     assert "folder exists already: name an empty folder or a new one" in refused(MINDSPORE, output=tmp_path / "folder")
     assert "mine exists already" in refused(MINDSPORE, output=tmp_path / "folder" / "mine")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["mine"]
+
+
+def test_output_that_cannot_be_written_is_named_and_nothing_left(refused, tmp_path):
+    (tmp_path / "file").touch()
+    assert "file/below cannot be written: Not a directory" in refused(MINDSPORE, output=tmp_path / "file" / "below")
+    assert "cannot be written: File name too long" in refused(MINDSPORE, output=tmp_path / ("x" * 300))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limit[1]))  # as a full disk: the weights have 3 MB
+    try:
+        sentence = refused(MINDSPORE, output=tmp_path / "new" / "folder")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert "new/folder cannot be written: " in sentence and "File too large" in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_terminal_without_a_letter_does_not_stop_a_conversion(tmp_path, monkeypatch):
+    (tmp_path / "names.txt").write_text("café\n" + "\n".join("123456789"), encoding="utf-8")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    arguments = ["--class_names", str(tmp_path / "names.txt")]
+    convert.main([str(MINDSPORE), str(tmp_path / "with space, é"), *arguments])
+    terminal.flush()
+    printed = terminal.buffer.getvalue().decode()
+    assert r"10 classes, 'caf\xe9' to '9'" in printed and r"with space, \xe9: config.json" in printed
+    assert {path.name for path in (tmp_path / "with space, é").iterdir()} == FILES
+    with pytest.raises(ConversionError, match="is not valid UTF-8"):  # safetensors cannot write there
+        convert.convert(MINDSPORE, tmp_path / os.fsdecode(b"\xe9"))

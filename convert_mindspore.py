@@ -1,13 +1,15 @@
-"""MindSpore's .ckpt, read without MindSpore, and its names for what timm calls otherwise."""
+"""MindSpore's files, read without MindSpore, and its names for what timm calls otherwise."""
 
+import functools
 import math
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from convert_checkpoint import Checkpoint, ConversionError
+from convert_checkpoint import Checkpoint, ConversionError, checked_tensor
 
 MAX_MESSAGE_BYTES = 2**31 - 1  # protobuf's limit
 # `mindspore.save_checkpoint(crc_check=True)` ends the file with this and a CRC-32 of all before it, in ten bytes.
@@ -55,17 +57,54 @@ def read_mindspore(path: Path) -> Checkpoint:
     if not complete:
         raise ConversionError(f"{path} is truncated or damaged, or no MindSpore checkpoint")
 
-    tags = [entry.tag.decode(errors="backslashreplace") for entry in message.value]
-    names = set(tags)
-    tensors, ignored = {}, []
-    for tag, entry in zip(tags, message.value, strict=True):
-        prefix, _, name = tag.partition(".")
-        if tag in OPTIMIZER_VALUES or (prefix in OPTIMIZER_TENSORS and name in names):
-            ignored.append(tag)
-        elif tag in tensors:
-            raise ConversionError(f"{path} holds {tag!r} twice")
+    entries = [
+        (tag := entry.tag.decode(errors="backslashreplace"), functools.partial(read_tensor, tag, entry.tensor))
+        for entry in message.value
+    ]
+    return mindspore_checkpoint(path, entries, checksum)
+
+
+def read_mindspore_safetensors(path: Path, tensors: dict[str, torch.Tensor], crc: str | None) -> Checkpoint:
+    """
+    The same with `format="safetensors"`.
+
+    Args:
+        crc: The file's `crc_num`: of each name and its numbers, in the order of the names.
+
+    Raises:
+        ConversionError: It is damaged.
+    """
+    if crc is not None:
+        found = 0
+        for name in sorted(tensors):
+            found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy(), zlib.crc32(name.encode(), found))
+        if str(found) != crc:
+            raise ConversionError(f"{path} is damaged: its checksum is of other bytes")
+    entries = [(name, functools.partial(checked_tensor, name, tensor)) for name, tensor in tensors.items()]
+    return mindspore_checkpoint(path, entries, None if crc is None else "the file's CRC-32")
+
+
+def mindspore_checkpoint(
+    path: Path, entries: list[tuple[str, Callable[[], torch.Tensor]]], checksum: str | None
+) -> Checkpoint:
+    """
+    Args:
+        entries: Each name with a function that reads its tensor, since an optimizer's may be of any kind.
+
+    Raises:
+        ConversionError: A tensor is there twice, or its function raises.
+    """
+    names = {name for name, _ in entries}
+    tensors: dict[str, torch.Tensor] = {}
+    ignored = []
+    for name, read in entries:
+        prefix, _, parameter = name.partition(".")
+        if name in OPTIMIZER_VALUES or (prefix in OPTIMIZER_TENSORS and parameter in names):
+            ignored.append(name)
+        elif name in tensors:
+            raise ConversionError(f"{path} holds {name!r} twice")
         else:
-            tensors[tag] = read_tensor(tag, entry.tensor)
+            tensors[name] = read()
     return Checkpoint("MindSpore", tensors, ignored, mindspore_name, checksum)
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from convert_checkpoint import COUNTER, Checkpoint, ConversionError, checked_tensor
-from convert_mindspore import mindspore_name
+from convert_mindspore import read_mindspore_safetensors
 from convert_timm import timm_settings
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification
 
@@ -66,11 +66,9 @@ def read_safetensors(path: Path) -> Checkpoint:
         weights = safetensors.torch.load(data)
     except SafetensorError as error:
         raise ConversionError(f"{path} is truncated or damaged, or no safetensors file") from error
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    from_mindspore = header.get("__metadata__", {}).get("format") == "ms"
-    if from_mindspore:
-        tensors = {name: checked_tensor(name, tensor) for name, tensor in weights.items()}
-        return Checkpoint("MindSpore", tensors, [], mindspore_name, None)
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    if metadata.get("format") == "ms":
+        return read_mindspore_safetensors(path, weights, metadata.get("crc_num"))
     return make_checkpoint("safetensors", weights, [], None, {}, [])
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import timm
 import torch
@@ -298,6 +299,25 @@ def flipped(data: bytes, bit: int) -> bytes:
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
+
+
+def test_mindspore_writes_safetensors_too(converted, tmp_path, capsys, refused):
+    """With its own names, and a checksum in the metadata that runs over each name and its numbers."""
+    tensors, crc = {"global_step": np.zeros(1, np.int32)}, 0
+    for tag, dims, _, content in read_entries(MINDSPORE.read_bytes()):
+        tensors[tag] = np.frombuffer(content, np.float32).reshape(dims)
+    for tag, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(bytes(tensor), zlib.crc32(tag.encode(), crc))
+    path = tmp_path / "mindspore.safetensors"
+    safetensors.numpy.save_file(tensors, path, {"format": "ms", "crc_num": str(crc)})
+    convert.main([str(path), str(tmp_path / "converted")])
+    assert weights_of(tmp_path / "converted") == weights_of(converted[0])
+    assert "checked the file's CRC-32" in capsys.readouterr().out
+    path.write_bytes(flipped(path.read_bytes(), 8 * 1_000_000))
+    assert "is damaged: its checksum is of other bytes" in refused(path)
+    safetensors.numpy.save_file(tensors, path, {"format": "ms"})
+    convert.main([str(path), str(tmp_path / "without")])
+    assert weights_of(tmp_path / "without") == weights_of(converted[0])
 
 
 def test_half_precision_of_mindspore_becomes_float32(tmp_path, capsys):

@@ -207,9 +207,12 @@ def make_checkpoint(
     """
     weights = dict(weights)
     for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        if not isinstance(name, str):
+            raise ConversionError(f"the name of a tensor must be text, and is {type(name).__name__}")
+        if not isinstance(value, torch.Tensor):
             raise ConversionError(f"{name!r} is not a tensor but {type(value).__name__}")
-    ignored = ignored + [name for name in (AVERAGED_COUNT,) if weights.pop(name, None) is not None]
+    if weights.pop(AVERAGED_COUNT, None) is not None:
+        ignored = [*ignored, AVERAGED_COUNT]
     tensors: dict[str, torch.Tensor] = {}
     rounded = 0
     for name, bare in zip(weights, without_wrappers(list(weights)), strict=True):

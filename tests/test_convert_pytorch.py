@@ -361,6 +361,7 @@ def test_weights_that_are_not_there_or_not_one_set_are_refused(tmp_path, state_d
         "holds weights under 'student' and 'teacher': save one of them alone",
     )
     refused({"a": {"b": {"c": 1}}}, False, "holds no state dict; its first entries are 'a'")
+    refused({3: torch.zeros(1)}, False, "the name of a tensor must be text, and is int")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -45,9 +45,17 @@ def _batch_norm(config: TinyNetConfig, channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
 
 
+def _may_overwrite() -> bool:
+    """
+    Whether an operation may write into its input: only when no gradient is recorded. Never in a trace, which is
+    replayed, and checked by `torch.jit.trace`, with gradients and without.
+    """
+    return not (torch.is_grad_enabled() or torch.jit.is_tracing())
+
+
 def _add(hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """The sum; like `TinyNetActivation` into its first input when no gradient is recorded."""
-    return hidden_states + residual if torch.is_grad_enabled() else hidden_states.add_(residual)
+    """The sum, written into its first input like `TinyNetActivation` where that is allowed."""
+    return hidden_states.add_(residual) if _may_overwrite() else hidden_states + residual
 
 
 class TinyNetDropPath(nn.Module):
@@ -81,7 +89,7 @@ class TinyNetActivation(nn.Module):
         self.is_silu = config.hidden_act in ("silu", "swish")
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.is_silu and not torch.is_grad_enabled():
+        if self.is_silu and _may_overwrite():
             return nn.functional.silu(hidden_states, inplace=True)
         return self.activation(hidden_states)
 
@@ -99,7 +107,7 @@ class TinyNetSqueezeExcite(nn.Module):
         # A mean, not AdaptiveAvgPool2d, whose backward pass is not deterministic on CUDA.
         gate = hidden_states.mean((2, 3), keepdim=True)
         gate = self.conv_expand(self.activation(self.conv_reduce(gate))).sigmoid()
-        return hidden_states * gate if torch.is_grad_enabled() else hidden_states.mul_(gate)
+        return hidden_states.mul_(gate) if _may_overwrite() else hidden_states * gate
 
 
 class TinyNetDepthwiseSeparableBlock(GradientCheckpointingLayer):

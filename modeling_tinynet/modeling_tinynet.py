@@ -22,7 +22,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -34,7 +34,9 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .adapters_tinynet import warn_of_unsaved_statistics
 from .configuration_tinynet import TinyNetConfig
+from .stem_conversion_tinynet import StemConversion
 
 
 def _depthwise_conv(channels: int, kernel_size: int, stride: int) -> nn.Conv2d:
@@ -234,6 +236,7 @@ class TinyNetModel(TinyNetPreTrainedModel):
 
     def __init__(self, config: TinyNetConfig):
         super().__init__(config)
+        config.validate_consistency()  # of fields that may have been set since it was made
         self.conv_stem = nn.Conv2d(config.num_channels, config.stem_channels, 3, stride=2, padding=1, bias=False)
         self.bn1 = _batch_norm(config, config.stem_channels)
         self.activation = TinyNetActivation(config)
@@ -255,6 +258,8 @@ class TinyNetModel(TinyNetPreTrainedModel):
             `last_hidden_state` (batch, hidden_size, height / 32, width / 32), `pooler_output` (batch, hidden_size),
             and with `output_hidden_states=True` the outputs of the stem and of each stage.
         """
+        if self.training and not torch.compiler.is_compiling():
+            warn_of_unsaved_statistics(self)
         hidden_states = self.activation(self.bn1(self.conv_stem(pixel_values)))
         for stage in self.blocks:
             hidden_states = stage(hidden_states)
@@ -308,6 +313,7 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
 
     def __init__(self, config: TinyNetConfig):
         super().__init__(config)
+        config.validate_consistency()
         self.num_features = [config.stem_channels, *config.hidden_sizes]
         self.conv_stem = nn.Conv2d(config.num_channels, config.stem_channels, 3, stride=2, padding=1, bias=False)
         self.bn1 = _batch_norm(config, config.stem_channels)
@@ -325,6 +331,8 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
         Returns:
             `feature_maps`, one (batch, channels, height, width) for each name in `config.out_features`.
         """
+        if self.training and not torch.compiler.is_compiling():
+            warn_of_unsaved_statistics(self)
         hidden_states = self.activation(self.bn1(self.conv_stem(pixel_values)))
         all_hidden_states: tuple[torch.Tensor, ...] = (hidden_states,)
         for stage in self.blocks:
@@ -342,7 +350,10 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
 # on saving, so that the same file loads in timm. Here, and not in the package's __init__, for remote code's sake.
 register_checkpoint_conversion_mapping(
     TinyNetConfig.model_type,
-    [WeightRenaming(r"^(conv_stem|bn1|blocks|conv_head|bn2)\.", r"tinynet.\1.")],
+    [
+        WeightRenaming(r"^(conv_stem|bn1|blocks|conv_head|bn2)\.", r"tinynet.\1."),
+        WeightConverter("conv_stem.weight", "conv_stem.weight", operations=[StemConversion()]),
+    ],
     overwrite=True,
 )
 

@@ -29,14 +29,18 @@ ROOT = Path(__file__).parents[2]
 PUBLISHED = {
     "README.md",
     "config.json",
+    "adapters_tinynet.py",
     "configuration_tinynet.py",
     "curves.png",
+    "field_checks_tinynet.py",
     "image_processing_tinynet.py",
     "metrics.jsonl",
     "model.safetensors",
     "modeling_tinynet.py",
     "preprocessor_config.json",
     "recipe.yaml",
+    "stem_conversion_tinynet.py",
+    "timm_config_tinynet.py",
 }
 
 

@@ -30,9 +30,10 @@ def warn_of_unsaved_statistics(model: nn.Module) -> None:
     if any(isinstance(module, tuners.BaseTunerLayer) for module in model.modules()) and _moving_batch_norms(model):
         model._has_warned = True  # type: ignore[assignment]
         logger.warning(
-            "BatchNorm runs in training mode under an adapter that does not hold its running statistics: once saved and"
-            f" loaded again, this model will answer differently. Pass modules_to_save={TINYNET_LORA['modules_to_save']}"
-            " to the adapter's configuration, as modeling_tinynet.TINYNET_LORA does, or keep BatchNorm in eval mode."
+            "BatchNorm runs in training mode under an adapter that does not hold its running statistics: once saved"
+            " and loaded again, this model will answer differently. Pass"
+            f" modules_to_save={TINYNET_LORA['modules_to_save']} to the adapter's configuration, as"
+            " modeling_tinynet.TINYNET_LORA does, or keep BatchNorm in eval mode."
         )
 
 

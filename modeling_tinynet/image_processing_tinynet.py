@@ -145,7 +145,7 @@ def resize_and_center_crop(image: torch.Tensor, resize_size: int, image_size: in
     return tvF.center_crop(image, [image_size, image_size])
 
 
-class TinyNetImageProcessorKwargs(ImagesKwargs, total=False):
+class TinyNetImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     r"""
     do_grayscale (`bool`, *optional*, defaults to `self.do_grayscale`):
         Whether to make images of one channel, their brightness, for networks with `num_channels=1`.

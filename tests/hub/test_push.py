@@ -28,8 +28,8 @@ from tests.modeling_tinynet.test_remote_code import AUTO_MAP
 ROOT = Path(__file__).parents[2]
 PUBLISHED = {
     "README.md",
-    "config.json",
     "adapters_tinynet.py",
+    "config.json",
     "configuration_tinynet.py",
     "curves.png",
     "field_checks_tinynet.py",

@@ -3,6 +3,7 @@
 import sys
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -39,9 +40,11 @@ def warn_of_unsaved_statistics(model: nn.Module) -> None:
 
 def _moving_batch_norms(module: nn.Module) -> bool:
     """Whether a BatchNorm in training mode belongs to the frozen network, and not to a copy that PEFT saves."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, _BatchNorm):
         return module.training and module.track_running_stats
     if isinstance(module, sys.modules["peft.utils.other"].AuxiliaryTrainingWrapper):
+        return False
+    if isinstance(getattr(module, "base_layer", None), _BatchNorm):  # of LNTuning, which trains and saves a copy
         return False
     return any(_moving_batch_norms(child) for child in module.children())
 

@@ -337,10 +337,10 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
 def _override(config_dict: dict[str, Any], overrides: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
     """The fields of a file with some overridden, and those adapted that follow from them: see `from_dict`."""
     merged = {**config_dict, **overrides}
-    if "num_channels" in overrides:
-        check_value("num_channels", merged["num_channels"])
+    if isinstance(num_channels := overrides.get("num_channels"), int):  # other types are refused by the constructor
+        check_value("num_channels", num_channels)
         for name in _IMAGENET_MEAN_AND_STD.keys() & config_dict.keys() - overrides.keys():
-            merged[name] = for_channels(config_dict[name], merged["num_channels"])
+            merged[name] = for_channels(config_dict[name], num_channels)
     if {"id2label", "label2id"} & overrides.keys():
         for name in {"id2label", "label2id", "num_labels"} - overrides.keys():
             merged.pop(name, None)

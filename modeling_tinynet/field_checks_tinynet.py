@@ -65,6 +65,8 @@ def check_value(name: str, value: Any) -> None:
         raise ValueError(f"hidden_act must be a key of transformers.activations.ACT2FN, got {value!r}{hint}")
     if name == "num_labels" and not (isinstance(value, numbers.Integral) and int(value) >= 0):
         raise ValueError(f"num_labels must be a whole number, 0 for a network without a classifier, got {value!r}")
+    if name == "id2label" and not isinstance(value, Mapping | None):
+        raise ValueError(f"id2label must be a dictionary from the number of a class to its label, got {value!r}")
     if name == "id2label" and value is not None and sorted(map(str, value)) != sorted(map(str, range(len(value)))):
         raise ValueError(f"id2label must name the classes 0 to {len(value) - 1}, got the numbers {list(value)}")
     if name == "label2id" and value is not None and not all(str(index).isdecimal() for index in value.values()):

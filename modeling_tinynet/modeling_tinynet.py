@@ -314,6 +314,8 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
     def __init__(self, config: TinyNetConfig):
         super().__init__(config)
         config.validate_consistency()
+        if not config.out_features:
+            raise ValueError(f"out_features or out_indices must name a stage of {config.stage_names}, got none")
         self.num_features = [config.stem_channels, *config.hidden_sizes]
         self.conv_stem = nn.Conv2d(config.num_channels, config.stem_channels, 3, stride=2, padding=1, bias=False)
         self.bn1 = _batch_norm(config, config.stem_channels)

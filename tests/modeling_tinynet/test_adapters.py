@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import (
     IA3Config,
+    LNTuningConfig,
     LoraConfig,
     OFTConfig,
     PeftConfig,
@@ -106,6 +107,14 @@ def test_the_networks_without_a_classifier_warn_too(model_class, digits, caplog)
     for arguments, expected in ((TINYNET_LORA, 0), (WITHOUT_BATCH_NORM, 1)):
         get_peft_model(base_model(model_class), LoraConfig(r=4, **arguments)).train()(digits[0])
         assert warnings_in(caplog) == expected
+
+
+def test_an_adapter_of_batch_norm_itself_does_not_warn(digits, tmp_path, caplog):
+    config = LNTuningConfig(target_modules=["bn1", "bn2", "bn3"], modules_to_save=["classifier"])
+    model = wrapped(config).train()
+    train_steps(model, digits)
+    assert difference_after_reload(model, digits, tmp_path) == 0.0
+    assert warnings_in(caplog) == 0
 
 
 def test_frozen_statistics_do_not_warn(digits, tmp_path, caplog):

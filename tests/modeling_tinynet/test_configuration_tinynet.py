@@ -6,6 +6,7 @@ import json
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -135,6 +136,7 @@ NONSENSE = [
     ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 1, "b": 0}}, "label2id gives 'a' the number 1, but in id2label"),
     ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0}}, "label2id lacks 'b', the label of class 1"),
     ({"label2id": {"a": 0, "b": 0}}, "label2id gives 'a' the number 0, but in id2label"),
+    ({"id2label": ["a", "b"]}, "id2label must be a dictionary from the number of a class to its label"),
     ({"label2id": {"a": "first"}}, "label2id must give each label the number of its class"),
     ({"image_sise": 96}, "TinyNetConfig has no field image_sise; did you mean image_size?"),
     ({"in_chans": 1}, "in_chans is timm's name for num_channels"),
@@ -170,6 +172,18 @@ def test_what_is_set_later_is_checked_at_once_or_by_the_model():
     for model_class in (TinyNetForImageClassification, TinyNetBackbone):
         with pytest.raises(ValueError, match="image_size must be at least 32 pixels, the network's stride, got 8"):
             model_class(config)
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_channels", 1.0), ("num_channels", "1"), ("image_size", "big")])
+def test_an_override_of_the_wrong_type_is_named(name, value, tmp_path):
+    TinyNetConfig().save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassFieldValidationError, match=f"field '{name}'"):
+        TinyNetConfig.from_pretrained(tmp_path, **{name: value})
+
+
+def test_a_backbone_without_outputs_is_refused():
+    with pytest.raises(ValueError, match=r"out_features or out_indices must name a stage of .*, got none"):
+        TinyNetBackbone(TinyNetConfig(out_indices=[]))
 
 
 def test_labels_follow_what_was_overridden(tmp_path):

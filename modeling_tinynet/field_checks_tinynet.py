@@ -23,7 +23,6 @@ TIMM_MODEL_ARGS = {
 
 _POSITIVE = (
     "num_channels",
-    "image_size",
     "width_multiplier",
     "depth_multiplier",
     "stem_channels",

@@ -102,6 +102,19 @@ def test_an_adapter_without_peft_model_is_the_same(arguments, expected, digits, 
     assert warnings_in(caplog) == expected
 
 
+@pytest.mark.parametrize(("arguments", "expected"), [(TINYNET_LORA, 0), (WITHOUT_BATCH_NORM, 1)])
+def test_an_adapter_added_by_transformers_is_the_same(arguments, expected, digits, tmp_path, caplog, monkeypatch):
+    """Loaded by PEFT: load_adapter of older versions of transformers leaves modules_to_save out, and reports it."""
+    monkeypatch.setattr(
+        "transformers.integrations.peft.check_peft_version", lambda **_: None
+    )  # wants an unreleased one
+    model = base_model()
+    model.add_adapter(LoraConfig(r=4, **arguments))
+    train_steps(model.train(), digits)
+    assert (difference_after_reload(model, digits, tmp_path) == 0.0) is (expected == 0)
+    assert warnings_in(caplog) == expected
+
+
 @pytest.mark.parametrize("model_class", [TinyNetModel, TinyNetBackbone])
 def test_the_networks_without_a_classifier_warn_too(model_class, digits, caplog):
     for arguments, expected in ((TINYNET_LORA, 0), (WITHOUT_BATCH_NORM, 1)):

@@ -3,7 +3,7 @@
 config.json               of best/, with `auto_map`, which names the classes for trust_remote_code
 preprocessor_config.json  likewise
 model.safetensors         of best/
-*_tinynet.py              the package's three files of code
+*_tinynet.py              the package's files of code
 README.md                 the card
 curves.png, metrics.jsonl, recipe.yaml
 """
@@ -27,7 +27,8 @@ AUTO_MAP = {
     "AutoBackbone": "modeling_tinynet.TinyNetBackbone",
     "AutoImageProcessor": "image_processing_tinynet.TinyNetImageProcessor",
 }
-CODE = ("configuration_tinynet.py", "image_processing_tinynet.py", "modeling_tinynet.py")
+PACKAGE = Path(modeling_tinynet.__file__).parent
+CODE = tuple(sorted(path.name for path in PACKAGE.glob("*_tinynet.py")))  # these import each other
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
 ABSOLUTE_PATH = re.compile(r"(?:/|~|[A-Za-z]:[\\/]|\\\\)")
 
@@ -45,13 +46,12 @@ def collect(run: Run, card: str) -> dict[str, bytes | Path]:
     _refuse_paths("preprocessor_config.json", run.processor_config)
     _refuse_paths("metrics.jsonl", run.records)
     _refuse_paths("recipe.yaml", recipe)
-    package = Path(modeling_tinynet.__file__).parent
     files: dict[str, bytes | Path] = {
         "README.md": card.encode(),
         "config.json": _json(config | {"auto_map": AUTO_MAP}),
         "preprocessor_config.json": _json(run.processor_config | {"auto_map": processor_map}),
         "model.safetensors": run.folder / "best" / "model.safetensors",
-        **{name: package / name for name in CODE},
+        **{name: PACKAGE / name for name in CODE},
         "recipe.yaml": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=1000).encode(),
         "metrics.jsonl": run.folder / "metrics.jsonl",
         "curves.png": run.folder / "curves.png",

@@ -2,6 +2,7 @@
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
+from .adapters_tinynet import TINYNET_LORA
 from .configuration_tinynet import TINYNET_VARIANTS, TinyNetConfig
 from .image_processing_tinynet import TinyNetImageProcessor
 from .modeling_tinynet import TinyNetBackbone, TinyNetForImageClassification, TinyNetModel, TinyNetPreTrainedModel
@@ -17,6 +18,7 @@ AutoImageProcessor.register(
 )
 
 __all__ = [
+    "TINYNET_LORA",
     "TINYNET_VARIANTS",
     "TinyNetBackbone",
     "TinyNetConfig",

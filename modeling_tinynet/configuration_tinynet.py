@@ -13,6 +13,7 @@
 # limitations under the License.
 """TinyNet's configuration: EfficientNet-B0's stage table, and how the tiny formula twists it."""
 
+import dataclasses
 import itertools
 import math
 import os
@@ -22,6 +23,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import logging
+
+from .field_checks_tinynet import STAGE_TABLE, check_labels, check_names, check_value, for_channels
+from .timm_config_tinynet import fields_from_timm
 
 logger = logging.get_logger(__name__)
 
@@ -36,6 +40,7 @@ TINYNET_VARIANTS: dict[str, dict[str, float | int]] = {
 
 _CHANNEL_DIVISOR = 8
 _STEM_STRIDE = 2
+_IMAGENET_MEAN_AND_STD = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 
 
 def _round_channels(channels: float) -> int:
@@ -49,6 +54,12 @@ def _imagenet_id2label() -> dict[int, str]:
     from torchvision.models import ResNet18_Weights
 
     return dict(enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
+
+
+def _unnamed_labels(num_labels: int) -> dict[int, str]:
+    """The labels that transformers gives to classes without names."""
+    check_value("num_labels", num_labels)
+    return {index: f"LABEL_{index}" for index in range(num_labels)}
 
 
 @strict
@@ -74,11 +85,16 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
         batch_norm_eps, batch_norm_momentum (`float`): As in `torch.nn.BatchNorm2d`.
         dropout_rate (`float`): Dropout before the classifier.
         drop_path_rate (`float`): Stochastic depth of the last block; block i of n has `drop_path_rate * i / n`.
-        image_mean, image_std (`list[float]`): Per channel, of pixels in [0, 1]: the evaluation transform.
+        image_mean, image_std (`list[float]`, *optional*): Per channel, of pixels in [0, 1]: the evaluation transform.
+            ImageNet's when not given, and for other than three channels the mean of its three numbers, as in timm.
         crop_pct (`float`): The evaluation transform resizes the shorter side to `floor(image_size / crop_pct)`.
 
+    The labels are named by `id2label`, `label2id` or neither, and then counted by `num_labels`.
+
     Raises:
-        ValueError: A field has a value no network can be built from; the message names field and value.
+        ValueError: A field has a value no network can be built from, also when it is set later or overrides what
+            `from_pretrained` read; two fields contradict each other; or a keyword is nearly the name of a field, or
+            timm's name for it.
 
     Example:
 
@@ -110,28 +126,50 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
     batch_norm_momentum: float | int = 0.1
     dropout_rate: float | int = 0.2
     drop_path_rate: float | int = 0.0
-    image_mean: list[float | int] | tuple[float | int, ...] = (0.485, 0.456, 0.406)
-    image_std: list[float | int] | tuple[float | int, ...] = (0.229, 0.224, 0.225)
+    image_mean: list[float | int] | tuple[float | int, ...] = ()
+    image_std: list[float | int] | tuple[float | int, ...] = ()
     crop_pct: float | int = 0.875
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        check_value(name, value)
+        super().__setattr__(name, value)
+        if name == "id2label" and value is not None:
+            self.label2id = {label: int(index) for index, label in value.items()}
+
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in self._list_fields:
+        check_names(kwargs, type(self))
+        for name, rgb in _IMAGENET_MEAN_AND_STD.items():
+            if not getattr(self, name):
+                setattr(self, name, for_channels(rgb, self.num_channels))
+        for name in (*STAGE_TABLE, *_IMAGENET_MEAN_AND_STD):
             setattr(self, name, list(getattr(self, name)))
-        # Called here too: @strict runs them afterwards, and wraps their ValueError into an error of its own.
-        self.validate_stage_table()
-        self.validate_ranges()
+        # Called here too: @strict runs it afterwards, and wraps its ValueError into an error of its own.
+        self.validate_consistency()
         self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, len(self.out_channels) + 1)]
         kwargs.pop("stage_names", None)
         self.set_output_features_output_indices(
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
-        if self.id2label is None and kwargs.setdefault("num_labels", 1000) == 1000:
-            self.id2label: dict[int, str] | None = _imagenet_id2label()
-        if self.id2label is not None and self.label2id is None:  # type: ignore[has-type]
-            self.label2id = {name: int(index) for index, name in self.id2label.items()}
+        self._name_labels(self.id2label, self.label2id, kwargs.pop("num_labels", None))
         super().__post_init__(**kwargs)
+
+    def _name_labels(self, id2label: dict | None, label2id: dict | None, num_labels: int | None) -> None:
+        """Completes `id2label` and `label2id`, each from the other, or from the number of labels."""
+        if id2label is not None:
+            named = {int(index): label for index, label in id2label.items()}  # strings in JSON
+        elif label2id is not None:
+            named = {int(index): label for label, index in label2id.items()}
+        elif num_labels is None or num_labels == 1000:
+            named = _imagenet_id2label()
+        else:
+            named = _unnamed_labels(num_labels)
+        if num_labels is not None and num_labels != len(named):
+            raise ValueError(f"num_labels is {num_labels}, but {len(named)} classes are named")
+        if label2id is not None:
+            check_labels(named, label2id)
+        self.id2label: dict[int, str] = named
 
     @classmethod
     def from_variant(cls, variant: str, **overrides: Any) -> "TinyNetConfig":
@@ -145,45 +183,21 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"variant must be one of {', '.join(TINYNET_VARIANTS)}, got {variant!r}")
         return cls(**{**TINYNET_VARIANTS[variant], **overrides})
 
-    _stage_table = ("kernel_sizes", "strides", "expand_ratios", "out_channels", "num_block_repeats")
-    _list_fields = (*_stage_table, "image_mean", "image_std")
+    def validate_consistency(self) -> None:
+        """
+        Checks what fields demand of each other; each of them alone was checked when it was set.
 
-    def validate_stage_table(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in self._stage_table}
+        Raises:
+            ValueError: They contradict each other.
+        """
+        lengths = {name: len(getattr(self, name)) for name in STAGE_TABLE}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the lists of the stage table must be equally long, got lengths {lengths}")
-        for name in self._stage_table:
-            values = getattr(self, name)
-            if not values or min(values) < 1:
-                raise ValueError(f"{name} must hold positive numbers, one for each stage, got {list(values)}")
-        if any(kernel_size % 2 == 0 for kernel_size in self.kernel_sizes):
-            raise ValueError(f"kernel_sizes must be odd, got {list(self.kernel_sizes)}")
-
-    def validate_ranges(self) -> None:
-        for name in (
-            "num_channels",
-            "width_multiplier",
-            "depth_multiplier",
-            "stem_channels",
-            "head_channels",
-            "squeeze_excite_ratio",
-            "batch_norm_eps",
-        ):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("dropout_rate", "drop_path_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("crop_pct", "batch_norm_momentum"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(self, name)}")
         if self.image_size < (smallest := _STEM_STRIDE * math.prod(self.strides)):
             raise ValueError(
                 f"image_size must be at least {smallest} pixels, the network's stride, got {self.image_size}"
             )
-        if not min(self.image_std, default=0) > 0:
-            raise ValueError(f"image_std must hold positive numbers, got {self.image_std}")
-        for name in ("image_mean", "image_std"):
+        for name in _IMAGENET_MEAN_AND_STD:
             if len(getattr(self, name)) != self.num_channels:
                 raise ValueError(
                     f"{name} must hold one number for each of the {self.num_channels} channels,"
@@ -194,7 +208,7 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
     def variant(self) -> str | None:
         """The published network this one is in width and depth, whatever its input size and head; else None."""
         default = type(self)
-        if any(list(getattr(self, name)) != list(getattr(default, name)) for name in self._stage_table):
+        if any(list(getattr(self, name)) != list(getattr(default, name)) for name in STAGE_TABLE):
             return None
         if any(
             getattr(self, name) != getattr(default, name)
@@ -283,6 +297,10 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
         """With the labels, always: transformers leaves out two unnamed ones, its own default but not TinyNet's."""
         return {**super().to_diff_dict(), "id2label": self.id2label, "label2id": self.label2id}
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; how many channels a file has is a statement of that file only."""
+        return {name: value for name, value in super().to_dict().items() if name != "_channels_of_file"}
+
     @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
@@ -290,71 +308,54 @@ class TinyNetConfig(BackboneConfigMixin, PreTrainedConfig):
         """As `PreTrainedConfig.get_config_dict`, and reads the config.json of timm-format repositories too."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if "architecture" in config_dict:
-            config_dict = _from_timm(config_dict)
+            config_dict = {"model_type": cls.model_type, **fields_from_timm(config_dict, TINYNET_VARIANTS)}
         return config_dict, kwargs
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """
+        As `PreTrainedConfig.from_dict`, but what `kwargs` override is checked together with the rest, before any
+        weight is read. Fields that follow from an overridden one, and are not overridden themselves, follow it: a new
+        `num_channels` takes the mean of `image_mean` and of `image_std`; a new `num_labels` has unnamed labels.
 
-# What timm's create_model was called with, to our field.
-_TIMM_MODEL_ARGS = {
-    "in_chans": "num_channels",
-    "num_classes": "num_labels",
-    "drop_rate": "dropout_rate",
-    "drop_path_rate": "drop_path_rate",
-    "bn_eps": "batch_norm_eps",
-    "bn_momentum": "batch_norm_momentum",
-}
-
-
-def _from_timm(timm_config: dict[str, Any]) -> dict[str, Any]:
-    """
-    Our fields from a config.json that timm wrote (`timm.models._hub.save_config_for_hf`). Older files keep the
-    fields of `pretrained_cfg` at the top level; newer ones carry the model's arguments in `model_args`.
-
-    Raises:
-        ValueError: The file describes another network than the five TinyNets, or one with changed building blocks.
-    """
-    architecture = timm_config["architecture"]
-    if architecture not in TINYNET_VARIANTS:
-        raise ValueError(f"architecture must be one of {', '.join(TINYNET_VARIANTS)}, got {architecture!r}")
-    pretrained_cfg = timm_config.get("pretrained_cfg", timm_config)
-    model_args = {"global_pool": timm_config.get("global_pool"), **timm_config.get("model_args", {})}
-    if model_args.pop("global_pool") not in (None, "avg") or set(model_args) - set(_TIMM_MODEL_ARGS):
-        raise ValueError(
-            f"model_args {model_args} or global_pool {timm_config.get('global_pool')!r} change the network; it must "
-            f"pool by averaging, and only {list(_TIMM_MODEL_ARGS)} can differ"
-        )
-    for name, ours in (("interpolation", "bicubic"), ("crop_mode", "center")):
-        if (theirs := pretrained_cfg.get(name, ours)) != ours:
-            logger.warning(f"the checkpoint was evaluated with {name} {theirs!r}; the image processor has {ours!r}")
-
-    fields = {
-        "model_type": TinyNetConfig.model_type,
-        **TINYNET_VARIANTS[architecture],
-        "num_labels": timm_config.get("num_classes", pretrained_cfg.get("num_classes", 1000)),
-    }
-    if "input_size" in pretrained_cfg:
-        fields["num_channels"], fields["image_size"], _ = pretrained_cfg["input_size"]
-    for theirs, ours in (("mean", "image_mean"), ("std", "image_std"), ("crop_pct", "crop_pct")):
-        if theirs in pretrained_cfg:
-            fields[ours] = pretrained_cfg[theirs]
-    fields |= {_TIMM_MODEL_ARGS[name]: value for name, value in model_args.items() if value is not None}
-    if (class_names := _timm_class_names(timm_config, pretrained_cfg)) is not None:
-        if len(class_names) != fields["num_labels"]:
-            raise ValueError(f"config.json names {len(class_names)} classes but has {fields['num_labels']}")
-        fields["id2label"] = dict(enumerate(class_names))
-    return fields
+        Raises:
+            ValueError: See [`TinyNetConfig`].
+        """
+        # Taken by from_pretrained of the models, as the variant of a weight file's name, but passed on by AutoConfig.
+        unused = {name: kwargs.pop(name) for name in ("variant",) if name in kwargs}
+        check_names(kwargs, cls)
+        fields = {field.name for field in dataclasses.fields(cls)} - {"dtype"}  # not taken out of kwargs
+        overrides = {name: kwargs.pop(name) for name in fields & set(kwargs)}
+        return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
+        merged = _override(config_dict, overrides, kwargs.get("num_labels"))
+        config, rest = super().from_dict(merged, return_unused_kwargs=True, **kwargs)
+        if "num_channels" not in overrides:
+            config._channels_of_file = config.num_channels
+        return (config, {**rest, **unused}) if return_unused_kwargs else config
 
 
-def _timm_class_names(*sources: dict[str, Any]) -> list[str] | None:
-    """The names that timm stored: a list, or a dictionary by index; WordNet ids are described by a second one."""
-
-    def first(*keys: str) -> Any:
-        return next((source[key] for source in sources for key in keys if source.get(key)), None)
-
-    names, descriptions = first("label_names", "labels"), first("label_descriptions") or {}
-    if isinstance(names, dict):
-        names = [names[index] for index in sorted(names, key=int)]
-    return None if names is None else [descriptions.get(name, name) for name in names]
+def _override(config_dict: dict[str, Any], overrides: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
+    """The fields of a file with some overridden, and those adapted that follow from them: see `from_dict`."""
+    merged = {**config_dict, **overrides}
+    if isinstance(num_channels := overrides.get("num_channels"), int):  # other types are refused by the constructor
+        check_value("num_channels", num_channels)
+        for name in _IMAGENET_MEAN_AND_STD.keys() & config_dict.keys() - overrides.keys():
+            merged[name] = for_channels(config_dict[name], num_channels)
+    if {"id2label", "label2id"} & overrides.keys():
+        for name in {"id2label", "label2id", "num_labels"} - overrides.keys():
+            merged.pop(name, None)
+    elif num_labels is not None:
+        names = config_dict.get("id2label")
+        if num_labels != (config_dict.get("num_labels", 1000) if names is None else len(names)):
+            merged["id2label"] = _unnamed_labels(num_labels)
+            merged.pop("label2id", None)
+    if merged.get("id2label") and merged.get("label2id") and "label2id" not in overrides:
+        try:
+            check_labels({int(index): label for index, label in merged["id2label"].items()}, merged["label2id"])
+        except ValueError as error:  # somebody renamed the classes in id2label only, which is what pipelines read
+            logger.warning(f"config.json contradicts itself, and id2label is taken: {error}")
+            del merged["label2id"]
+    return merged
 
 
 __all__ = ["TINYNET_VARIANTS", "TinyNetConfig"]

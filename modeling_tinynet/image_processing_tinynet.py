@@ -33,6 +33,7 @@ from transformers.image_utils import (
     is_numpy_array,
     is_pil_image,
 )
+from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
 from .configuration_tinynet import TinyNetConfig
@@ -105,6 +106,20 @@ def pil_to_rgb(image: ImageInput) -> ImageInput:
     return image.convert("RGB")
 
 
+def rgb_to_gray(image: torch.Tensor) -> torch.Tensor:
+    """
+    The brightness of RGB pixels, (..., 3, height, width) to (..., 1, height, width), in the same data type; of uint8
+    to the bit as Pillow's `convert("L")` has it.
+    """
+    red, green, blue = image.unbind(-3)
+    if image.dtype == torch.uint8:
+        red, green, blue = red.int(), green.int(), blue.int()
+        gray = ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).to(torch.uint8)
+    else:
+        gray = (19595 * red + 38470 * green + 7471 * blue) / 65536
+    return gray.unsqueeze(-3)
+
+
 def resize_and_center_crop(image: torch.Tensor, resize_size: int, image_size: int) -> torch.Tensor:
     """
     The geometry of the evaluation transform on a decoded image, in 8-bit arithmetic.
@@ -130,6 +145,15 @@ def resize_and_center_crop(image: torch.Tensor, resize_size: int, image_size: in
     return tvF.center_crop(image, [image_size, image_size])
 
 
+class TinyNetImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    r"""
+    do_grayscale (`bool`, *optional*, defaults to `self.do_grayscale`):
+        Whether to make images of one channel, their brightness, for networks with `num_channels=1`.
+    """
+
+    do_grayscale: bool
+
+
 class TinyNetImageProcessor(TorchvisionBackend):
     r"""
     The published evaluation transform of TinyNet: resize the shorter side to `floor(image_size / crop_pct)` pixels
@@ -139,7 +163,8 @@ class TinyNetImageProcessor(TorchvisionBackend):
     The defaults are TinyNet-A's; [`TinyNetImageProcessor.from_config`] gives any other model's.
 
     Takes one image or a list of images of any sizes, and returns `pixel_values`: float32, (batch, 3, image_size,
-    image_size), one tensor with `return_tensors="pt"`, else a list. An image is
+    image_size), one tensor with `return_tensors="pt"`, else a list. With `do_grayscale` it makes one channel of what
+    would be RGB, the brightness as `image.convert("L")` has it. An image is
 
     - a PIL image of any mode but F, resized by Pillow. It is decoded as in training: its EXIF orientation is applied,
       alpha is dropped (transformers' own processors blend onto white), 16-bit greyscale (modes I;16 and I) becomes
@@ -168,6 +193,7 @@ class TinyNetImageProcessor(TorchvisionBackend):
     ```
     """
 
+    valid_kwargs = TinyNetImageProcessorKwargs
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -175,6 +201,7 @@ class TinyNetImageProcessor(TorchvisionBackend):
     crop_size = {"height": 192, "width": 192}
     default_to_square = False
     do_convert_rgb = True
+    do_grayscale = False
     do_resize = True
     do_center_crop = True
     do_rescale = True
@@ -186,20 +213,23 @@ class TinyNetImageProcessor(TorchvisionBackend):
     @classmethod
     def from_config(cls, config: TinyNetConfig) -> "TinyNetImageProcessor":
         """
-        The evaluation transform of `config`: its `image_size`, `crop_pct`, `image_mean` and `image_std`.
+        The evaluation transform of `config`: its `image_size`, `crop_pct`, `image_mean` and `image_std`, and gray
+        images for a network with one channel.
 
         Raises:
-            ValueError: the network does not take RGB images.
+            ValueError: the network takes neither RGB nor gray images.
         """
-        if config.num_channels != 3:
+        if config.num_channels not in (1, 3):
             raise ValueError(
-                f"the image processor makes RGB images; num_channels must be 3, got {config.num_channels}"
+                "the image processor makes RGB images, or gray ones;"
+                f" num_channels must be 3 or 1, got {config.num_channels}"
             )
         return cls(
             size={"shortest_edge": config.resize_size},
             crop_size={"height": config.image_size, "width": config.image_size},
             image_mean=list(config.image_mean),
             image_std=list(config.image_std),
+            do_grayscale=config.num_channels == 1,
         )
 
     @classmethod
@@ -232,6 +262,7 @@ class TinyNetImageProcessor(TorchvisionBackend):
         self,
         image: ImageInput,
         do_convert_rgb: bool | None = None,
+        do_grayscale: bool | None = None,
         do_resize: bool | None = None,
         size: SizeDict | None = None,
         resample: PILImageResampling | tvF.InterpolationMode | int | None = None,
@@ -246,7 +277,8 @@ class TinyNetImageProcessor(TorchvisionBackend):
         """
         if is_pil_image(image):
             image = upright(image)
-            image = pil_to_rgb(image) if do_convert_rgb else image
+            image = pil_to_rgb(image) if do_convert_rgb or do_grayscale else image
+            image = image.convert("L") if do_grayscale else image
             image = self.resize(image, size, resample) if do_resize else image
             image = tvF.pil_to_tensor(image)
             input_data_format = ChannelDimension.FIRST
@@ -266,7 +298,9 @@ class TinyNetImageProcessor(TorchvisionBackend):
                 f"do_rescale=True divides by 255, but this {image.dtype} image ends at {image.max():.3g};"
                 " pass do_rescale=False for images from 0 to 1"
             )
-        if do_convert_rgb:
+        if do_grayscale:
+            image = image if image.shape[0] == 1 else rgb_to_gray(self.convert_to_rgb(image))
+        elif do_convert_rgb:
             image = self.convert_to_rgb(image)
         return image.to(device)
 

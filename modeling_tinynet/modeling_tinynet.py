@@ -22,7 +22,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -34,7 +34,9 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .adapters_tinynet import warn_of_unsaved_statistics
 from .configuration_tinynet import TinyNetConfig
+from .stem_conversion_tinynet import StemConversion
 
 
 def _depthwise_conv(channels: int, kernel_size: int, stride: int) -> nn.Conv2d:
@@ -45,9 +47,17 @@ def _batch_norm(config: TinyNetConfig, channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
 
 
+def _may_overwrite() -> bool:
+    """
+    Whether an operation may write into its input: only when no gradient is recorded. Never in a trace, which is
+    replayed, and checked by `torch.jit.trace`, with gradients and without.
+    """
+    return not (torch.is_grad_enabled() or torch.jit.is_tracing())
+
+
 def _add(hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """The sum; like `TinyNetActivation` into its first input when no gradient is recorded."""
-    return hidden_states + residual if torch.is_grad_enabled() else hidden_states.add_(residual)
+    """The sum, written into its first input like `TinyNetActivation` where that is allowed."""
+    return hidden_states.add_(residual) if _may_overwrite() else hidden_states + residual
 
 
 class TinyNetDropPath(nn.Module):
@@ -81,7 +91,7 @@ class TinyNetActivation(nn.Module):
         self.is_silu = config.hidden_act in ("silu", "swish")
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.is_silu and not torch.is_grad_enabled():
+        if self.is_silu and _may_overwrite():
             return nn.functional.silu(hidden_states, inplace=True)
         return self.activation(hidden_states)
 
@@ -99,7 +109,7 @@ class TinyNetSqueezeExcite(nn.Module):
         # A mean, not AdaptiveAvgPool2d, whose backward pass is not deterministic on CUDA.
         gate = hidden_states.mean((2, 3), keepdim=True)
         gate = self.conv_expand(self.activation(self.conv_reduce(gate))).sigmoid()
-        return hidden_states * gate if torch.is_grad_enabled() else hidden_states.mul_(gate)
+        return hidden_states.mul_(gate) if _may_overwrite() else hidden_states * gate
 
 
 class TinyNetDepthwiseSeparableBlock(GradientCheckpointingLayer):
@@ -226,6 +236,7 @@ class TinyNetModel(TinyNetPreTrainedModel):
 
     def __init__(self, config: TinyNetConfig):
         super().__init__(config)
+        config.validate_consistency()  # of fields that may have been set since it was made
         self.conv_stem = nn.Conv2d(config.num_channels, config.stem_channels, 3, stride=2, padding=1, bias=False)
         self.bn1 = _batch_norm(config, config.stem_channels)
         self.activation = TinyNetActivation(config)
@@ -247,6 +258,8 @@ class TinyNetModel(TinyNetPreTrainedModel):
             `last_hidden_state` (batch, hidden_size, height / 32, width / 32), `pooler_output` (batch, hidden_size),
             and with `output_hidden_states=True` the outputs of the stem and of each stage.
         """
+        if self.training and not torch.compiler.is_compiling():
+            warn_of_unsaved_statistics(self)
         hidden_states = self.activation(self.bn1(self.conv_stem(pixel_values)))
         for stage in self.blocks:
             hidden_states = stage(hidden_states)
@@ -300,6 +313,9 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
 
     def __init__(self, config: TinyNetConfig):
         super().__init__(config)
+        config.validate_consistency()
+        if not config.out_features:
+            raise ValueError(f"out_features or out_indices must name a stage of {config.stage_names}, got none")
         self.num_features = [config.stem_channels, *config.hidden_sizes]
         self.conv_stem = nn.Conv2d(config.num_channels, config.stem_channels, 3, stride=2, padding=1, bias=False)
         self.bn1 = _batch_norm(config, config.stem_channels)
@@ -317,6 +333,8 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
         Returns:
             `feature_maps`, one (batch, channels, height, width) for each name in `config.out_features`.
         """
+        if self.training and not torch.compiler.is_compiling():
+            warn_of_unsaved_statistics(self)
         hidden_states = self.activation(self.bn1(self.conv_stem(pixel_values)))
         all_hidden_states: tuple[torch.Tensor, ...] = (hidden_states,)
         for stage in self.blocks:
@@ -334,7 +352,10 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
 # on saving, so that the same file loads in timm. Here, and not in the package's __init__, for remote code's sake.
 register_checkpoint_conversion_mapping(
     TinyNetConfig.model_type,
-    [WeightRenaming(r"^(conv_stem|bn1|blocks|conv_head|bn2)\.", r"tinynet.\1.")],
+    [
+        WeightRenaming(r"^(conv_stem|bn1|blocks|conv_head|bn2)\.", r"tinynet.\1."),
+        WeightConverter("conv_stem.weight", "conv_stem.weight", operations=[StemConversion()]),
+    ],
     overwrite=True,
 )
 

@@ -43,9 +43,7 @@ def model_config(model: str, class_names: list[str], **overrides: Any) -> TinyNe
     fields["label2id"] = {name: index for index, name in enumerate(class_names)}
     if model in TINYNET_VARIANTS:
         return TinyNetConfig.from_variant(model, **fields)
-    config = TinyNetConfig.from_pretrained(_tinynet_source(model), **fields)
-    config.validate_ranges()  # from_pretrained sets these fields after its own checks
-    return config
+    return TinyNetConfig.from_pretrained(_tinynet_source(model), **fields)
 
 
 def build_model(model: str, config: TinyNetConfig, *, seed: int) -> tuple[TinyNetForImageClassification, str]:
@@ -107,6 +105,8 @@ def load_saved_model(name: str) -> SavedModel:
         body = [sentence for sentence in sentences if not sentence.startswith("classifier.")]
         if body:
             raise ModelError(body[0] + (f", and {len(body) - 1} more tensors do not fit" if body[1:] else ""))
+    if network.config.num_channels != 3:
+        raise ModelError(f"{name} takes {network.config.num_channels} channels, but images are read as RGB here")
     if not network.config.num_labels:
         sentences = ["its config.json has no classes"]
     labels = [network.config.id2label[index] for index in range(network.config.num_labels)]

@@ -28,15 +28,19 @@ from tests.modeling_tinynet.test_remote_code import AUTO_MAP
 ROOT = Path(__file__).parents[2]
 PUBLISHED = {
     "README.md",
+    "adapters_tinynet.py",
     "config.json",
     "configuration_tinynet.py",
     "curves.png",
+    "field_checks_tinynet.py",
     "image_processing_tinynet.py",
     "metrics.jsonl",
     "model.safetensors",
     "modeling_tinynet.py",
     "preprocessor_config.json",
     "recipe.yaml",
+    "stem_conversion_tinynet.py",
+    "timm_config_tinynet.py",
 }
 
 

@@ -8,6 +8,7 @@ import safetensors.torch
 import timm
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
 
 from modeling_tinynet import (
@@ -257,6 +258,22 @@ def test_exports_with_a_dynamic_batch(small_model, small_config, recording_gradi
         program = torch.export.export(small_model, (images,), dynamic_shapes={"pixel_values": {0: batch}})
     more_images = torch.cat([images, images + 1])
     torch.testing.assert_close(program.module()(more_images).logits, small_model(more_images).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("recording_gradients", [False, True])
+@pytest.mark.parametrize("model_class", [TinyNetForImageClassification, TinyNetModel, TinyNetBackbone])
+def test_a_trace_holds_with_and_without_gradients(model_class, recording_gradients, small_config):
+    """`torch.jit.trace` checks its graph against one recorded without gradients."""
+    small_config.return_dict = False
+    model = randomize_batch_norms(model_class(small_config)).eval()
+    with torch.set_grad_enabled(recording_gradients):
+        traced = torch.jit.trace(model, images_for(small_config))
+    images = images_for(small_config, batch=5)
+    for replaying_gradients in (False, True):
+        with torch.set_grad_enabled(replaying_gradients):
+            for ours, theirs in zip(tree_leaves(traced(images)), tree_leaves(model(images)), strict=True):
+                assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

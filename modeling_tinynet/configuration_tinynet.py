@@ -323,9 +323,6 @@ def _from_timm(timm_config: dict[str, Any]) -> dict[str, Any]:
             f"model_args {model_args} or global_pool {timm_config.get('global_pool')!r} change the network; it must "
             f"pool by averaging, and only {list(_TIMM_MODEL_ARGS)} can differ"
         )
-    for name, ours in (("interpolation", "bicubic"), ("crop_mode", "center")):
-        if (theirs := pretrained_cfg.get(name, ours)) != ours:
-            logger.warning(f"the checkpoint was evaluated with {name} {theirs!r}; the image processor has {ours!r}")
 
     fields = {
         "model_type": TinyNetConfig.model_type,

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification
+from training.preprocessing import config_fields, read_processor
 
 
 class ModelError(ValueError):
@@ -27,7 +28,7 @@ class SavedModel:
 
 
 def model_config(model: str, class_names: list[str], **overrides: Any) -> TinyNetConfig:
-    """The configuration of `model` for these classes.
+    """The configuration of `model` for these classes. A saved model's input is what its image processor states.
 
     Args:
         model: tinynet_a to tinynet_e for a fresh network; else a saved folder, a timm-format folder or a Hub id.
@@ -35,7 +36,7 @@ def model_config(model: str, class_names: list[str], **overrides: Any) -> TinyNe
         overrides: fields of `TinyNetConfig`; those that are None keep the model's own value.
 
     Raises:
-        ModelError: there is no such model, or it is no TinyNet.
+        ModelError: there is no such model, it is no TinyNet, or no training can follow its image processor.
         ValueError: a field has a value no network can be built from.
     """
     fields = {name: value for name, value in overrides.items() if value is not None}
@@ -43,7 +44,10 @@ def model_config(model: str, class_names: list[str], **overrides: Any) -> TinyNe
     fields["label2id"] = {name: index for index, name in enumerate(class_names)}
     if model in TINYNET_VARIANTS:
         return TinyNetConfig.from_variant(model, **fields)
-    config = TinyNetConfig.from_pretrained(_tinynet_source(model), **fields)
+    source = _tinynet_source(model)
+    with loading_errors(model):
+        stated = config_fields(read_processor(source), TinyNetConfig.from_pretrained(source))
+    config = TinyNetConfig.from_pretrained(source, **(stated | fields))
     config.validate_ranges()  # from_pretrained sets these fields after its own checks
     return config
 

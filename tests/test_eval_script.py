@@ -15,6 +15,7 @@ from timm.models import create_model, save_for_hf
 from torchvision.transforms.v2 import functional as tvF
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
+from training.loader_workers import end_workers
 from training.sources import load_splits
 
 ROOT = Path(__file__).parents[1]
@@ -326,8 +327,11 @@ def test_a_bad_image_is_one_sentence_from_a_loader_worker_too(script, model, tmp
     (images / "3" / "1.png").write_bytes(b"no picture")
     arguments = [str(model), "--dataset", str(images), "--split", "train", "--device", "cpu"]
     arguments += ["--num_workers", str(workers)]
-    with pytest.raises(SystemExit) as exit:
-        script.main(arguments)
+    try:
+        with pytest.raises(SystemExit) as exit:
+            script.main(arguments)
+    finally:
+        end_workers()  # as eval.py does when it ends: pytest would wait for them for ever
     assert exit.value.code == 2
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert sentence.startswith(f"error: {images / '3' / '1.png'} (sample 13): is not an image")

@@ -59,6 +59,8 @@ def load_splits(
     validation_fraction: float = 0.2,
     seed: int = 0,
     streaming: bool = False,
+    least_classes: int = 2,
+    hold_out_of_folder: bool = True,
 ) -> Splits:
     """Find, read and check the training and the validation split.
 
@@ -77,6 +79,8 @@ def load_splits(
         validation_fraction: share of each class to hold out of the training split if there is no validation split.
         seed: decides which samples are held out. Leave it alone between runs that are to be compared.
         streaming: read the data set while training instead of storing it. Labels are then checked only as they come.
+        least_classes: with fewer it is refused; an evaluation can do with one.
+        hold_out_of_folder: hold the validation split out of a folder of class folders; else it is all of them.
 
     Raises:
         DataError: the data set is missing, or cannot be trained on as it is.
@@ -109,9 +113,11 @@ def load_splits(
         return Splits(chosen[train_split], chosen[validation_split], names, image_column, label_column, description)
 
     names, train, train_ids = with_train_labels(
-        f"split {train_split!r} of {dataset}", chosen[train_split], label_column, given_names
+        f"split {train_split!r} of {dataset}", chosen[train_split], label_column, given_names, least_classes
     )
-    if validation_split is None:
+    if validation_split is None and not hold_out_of_folder and _is_folder_of_classes(dataset, train, image_column):
+        validation, validation_ids, notes = train, train_ids, ["all of them are evaluated"]
+    elif validation_split is None:
         notes = [
             f"there is no validation split: {100 * validation_fraction:g} % of each class are held out of "
             f"{train_split!r} for it (seed {seed})"
@@ -323,6 +329,13 @@ def _class_folder_splits(root: Path, train_split: str, validation_split: str | N
     if validation:
         read[validation] = _read_class_folders(root / validation, every_class=False)
     return read
+
+
+def _is_folder_of_classes(dataset: str, split: datasets.Dataset, image_column: str) -> bool:
+    """Whether a split was read from `<dataset>/<class>/<image>`, not from a split's folder or with a metadata file."""
+    root = Path(dataset).expanduser()
+    image = split[0][image_column]["path"]
+    return root.is_dir() and not _metadata_file(root) and image is not None and Path(image).parent.parent == root
 
 
 def _read_class_folders(root: Path, every_class: bool) -> datasets.Dataset:

@@ -34,7 +34,7 @@ from training.memory import keep_freed_memory
 from training.model import ModelError, head_rows, load_saved_model, loading_errors
 from training.preprocessing import Preprocessing, read_processor
 from training.records import write_summary
-from training.sources import Splits, load_splits, num_samples
+from training.sources import Splits, is_folder_of_classes, load_splits, num_samples
 
 HELD_OUT = FIELDS["validation_fraction"].default  # share of each class
 
@@ -122,7 +122,7 @@ def load_data(options: argparse.Namespace) -> Splits:
     """The data set, with the split to evaluate as its `validation`.
 
     Raises:
-        DataError: see `training.sources.load_splits`.
+        DataError: see `training.sources.load_splits`; or a split is named that a folder of class folders cannot have.
     """
     arguments = {
         "name": options.dataset_name,
@@ -141,6 +141,11 @@ def load_data(options: argparse.Namespace) -> Splits:
         what, remark = "all of it", f"; --validation_fraction {HELD_OUT:g} evaluates what train.py holds out of it"
     else:  # the split on its own: nothing is held out of it
         data = load_splits(options.dataset, train_split=options.split, validation_split=options.split, **arguments)
+        if options.split != "train" and is_folder_of_classes(options.dataset, data.train, data.image_column):
+            raise DataError(
+                f"{options.dataset} has no split {options.split!r}, for it holds the class folders: leave out --split, "
+                "or evaluate what train.py holds out by --validation_fraction"
+            )
         what, remark = options.split, ""
     size = f"{num_samples(data.validation):,} pictures, {len(data.class_names)} classes"
     return dataclasses.replace(data, description=f"{options.dataset}, {what}: {size}{remark}")
@@ -365,6 +370,8 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_args(argv)
+    if options.json and options.json == options.confusion:
+        parser.error(f"--json and --confusion must be two files, got {options.json} for both")
     transformers.utils.logging.disable_progress_bar()  # of loading weights
     # Said, not left to Accelerate: it takes processes that find no accelerator for so many separate runs.
     on_cpu = options.device == "cpu" or not torch.accelerator.is_available()

@@ -303,6 +303,13 @@ class TinyNetImageProcessor(TorchvisionBackend):
             settings |= _timm_settings(in_file.get("pretrained_cfg", in_file), config)
         return settings, kwargs
 
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        for name in ("size", "crop_size", "pad_size"):
+            sides = kwargs.get(name)
+            if isinstance(sides, (list, tuple)) and len(sides) != 2:  # a third would be dropped
+                raise ValueError(f"{name} must be (height, width) where it is a list, got {sides}")
+        return super()._standardize_kwargs(**kwargs)
+
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
         super()._validate_preprocess_kwargs(**kwargs)
         for name in _SWITCHES:

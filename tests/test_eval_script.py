@@ -94,6 +94,14 @@ def test_a_folder_of_classes_is_evaluated_whole_unless_a_share_is_asked_for(scri
     assert "40 % of each class are held out" in results["data"]
 
 
+def test_a_folder_of_classes_has_no_split_but_train(script, model, tmp_path, capsys):
+    """It was evaluated whole by the name of any split, also of one that sounds held out."""
+    images = digits_folder(tmp_path / "images", per_class=2)
+    assert run_json(script, tmp_path, model, "--dataset", images, "--split", "train")["models"][0]["n"] == 20
+    sentence = mistake(script, capsys, model, "--dataset", images, "--split", "validation")
+    assert sentence.startswith(f"error: {images} has no split 'validation', for it holds the class folders: leave out")
+
+
 def test_a_train_folder_without_another_is_not_evaluated_whole(script, model, tmp_path):
     digits_folder(tmp_path / "images" / "train", per_class=5)
     assert run_json(script, tmp_path, model, "--dataset", tmp_path / "images")["models"][0]["n"] == 10
@@ -366,6 +374,7 @@ def test_a_result_that_cannot_be_written_is_an_error_before_the_work(script, mod
         (["--validation_fraction", "nan"], "must be a number between 0 and 1, got 'nan'"),
         (["--validation_fraction", "0.2", "--split", "train"], "argument --split: not allowed with argument --valid"),
         (["--class_names", "missing.txt"], "argument --class_names: missing.txt must be a file that can be read"),
+        (["--json", "x", "--confusion", "x"], "--json and --confusion must be two files, got x for both"),
         (["--split", ""], "argument --split: must not be empty"),
         (["--device", "abacus"], "must be auto, cpu or cuda, got 'abacus'"),
         (["--confusoin", "x.png"], "unrecognized arguments: --confusoin x.png"),

@@ -28,7 +28,12 @@ def read_processor(source: str) -> TinyNetImageProcessor:
         OSError: there is neither file.
         ValueError: it is another class of processor, or has a setting that cannot be followed.
     """
-    settings, _ = TinyNetImageProcessor.get_image_processor_dict(source)
+    try:
+        settings, _ = TinyNetImageProcessor.get_image_processor_dict(source)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its preprocessor_config.json is no UTF-8 text: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"its preprocessor_config.json must hold an object of settings, got {settings!r}")
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
     if kind and kind != TinyNetImageProcessor.__name__:
         raise ValueError(f"its image processor is a {kind}, and only TinyNetImageProcessor is known here")

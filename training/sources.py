@@ -115,7 +115,7 @@ def load_splits(
     names, train, train_ids = with_train_labels(
         f"split {train_split!r} of {dataset}", chosen[train_split], label_column, given_names, least_classes
     )
-    if validation_split is None and not hold_out_of_folder and _is_folder_of_classes(dataset, train, image_column):
+    if validation_split is None and not hold_out_of_folder and is_folder_of_classes(dataset, train, image_column):
         validation, validation_ids, notes = train, train_ids, ["all of them are evaluated"]
     elif validation_split is None:
         notes = [
@@ -152,6 +152,15 @@ def num_samples(split: Split) -> int:
     if size is None:
         raise DataError("the streamed data set does not state its number of samples: use it without streaming")
     return size
+
+
+def is_folder_of_classes(dataset: str, split: Split, image_column: str) -> bool:
+    """Whether a split was read from `<dataset>/<class>/<image>`, not from a split's folder or with a metadata file."""
+    root = Path(dataset).expanduser()
+    if not isinstance(split, datasets.Dataset) or not root.is_dir() or _metadata_file(root):
+        return False
+    path = split[0][image_column]["path"]
+    return path is not None and Path(path).parent.parent == root
 
 
 def is_imagenet(dataset: str) -> bool:
@@ -329,13 +338,6 @@ def _class_folder_splits(root: Path, train_split: str, validation_split: str | N
     if validation:
         read[validation] = _read_class_folders(root / validation, every_class=False)
     return read
-
-
-def _is_folder_of_classes(dataset: str, split: datasets.Dataset, image_column: str) -> bool:
-    """Whether a split was read from `<dataset>/<class>/<image>`, not from a split's folder or with a metadata file."""
-    root = Path(dataset).expanduser()
-    image = split[0][image_column]["path"]
-    return root.is_dir() and not _metadata_file(root) and image is not None and Path(image).parent.parent == root
 
 
 def _read_class_folders(root: Path, every_class: bool) -> datasets.Dataset:

@@ -82,6 +82,12 @@ def test_every_setting_gives_what_the_processor_gives(settings, tmp_path, photos
         ({"size": {"longest_edge": 40}}, "size must have the key 'shortest_edge', or 'height' and 'width', got"),
         ({"size": {"shortest_edge": 36.5}}, "size must hold whole numbers of pixels from 1 to 16,384, got .*36.5"),
         ({"size": 0}, "size must hold whole numbers"),
+        ({"size": [36]}, r"size must be \(height, width\) where it is a list, got \[36\]"),
+        ({"size": [36, 36, 3]}, r"size must be \(height, width\) where it is a list"),
+        ({"size": {"shortest_edge": None}}, "size must have the key"),
+        ({"size": True}, "size must hold whole numbers"),
+        ({"size": "large"}, "[sS]ize"),
+        ({"resample": [3]}, "resample must be a filter"),
         ({"crop_size": {"shortest_edge": 32}}, "crop_size must have the keys 'height' and 'width', got"),
         ({"crop_size": -1}, "crop_size must hold whole numbers"),
         ({"crop_size": 1_000_000_000}, "crop_size must hold whole numbers"),
@@ -91,6 +97,14 @@ def test_every_setting_gives_what_the_processor_gives(settings, tmp_path, photos
 def test_what_cannot_be_followed_is_refused_by_name(settings, problem, tmp_path):
     with pytest.raises(ValueError, match=problem):
         read_processor(save(tmp_path / "model", **settings))
+
+
+@pytest.mark.parametrize("content", ["[]", '"bicubic"', "3", "{", "\xff"])
+def test_a_file_that_is_no_object_is_refused(content, tmp_path):
+    TinyNetConfig().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(content, encoding="latin-1")
+    with pytest.raises((OSError, ValueError), match=r"preprocessor_config\.json"):
+        read_processor(str(tmp_path))
 
 
 def test_a_setting_that_is_switched_off_may_be_anything(tmp_path):

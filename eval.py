@@ -143,7 +143,7 @@ def load_data(options: argparse.Namespace) -> Splits:
         data = load_splits(options.dataset, train_split=options.split, validation_split=options.split, **arguments)
         if options.split != "train" and is_folder_of_classes(options.dataset, data.train, data.image_column):
             raise DataError(
-                f"{options.dataset} has no split {options.split!r}, for it holds the class folders: leave out --split, "
+                f"{options.dataset} has no split {options.split!r}, for it holds class folders: leave out --split, "
                 "or evaluate what train.py holds out by --validation_fraction"
             )
         what, remark = options.split, ""

@@ -99,7 +99,7 @@ def test_a_folder_of_classes_has_no_split_but_train(script, model, tmp_path, cap
     images = digits_folder(tmp_path / "images", per_class=2)
     assert run_json(script, tmp_path, model, "--dataset", images, "--split", "train")["models"][0]["n"] == 20
     sentence = mistake(script, capsys, model, "--dataset", images, "--split", "validation")
-    assert sentence.startswith(f"error: {images} has no split 'validation', for it holds the class folders: leave out")
+    assert sentence.startswith(f"error: {images} has no split 'validation', for it holds class folders: leave out")
 
 
 def test_a_train_folder_without_another_is_not_evaluated_whole(script, model, tmp_path):

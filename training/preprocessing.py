@@ -37,10 +37,10 @@ def read_processor(source: str) -> TinyNetImageProcessor:
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
     if kind and kind != TinyNetImageProcessor.__name__:
         raise ValueError(f"its image processor is a {kind}, and only TinyNetImageProcessor is known here")
-    processor = TinyNetImageProcessor.from_dict(settings)
-    if processor.do_pad:
-        raise ValueError("its image processor has do_pad true, and images are not padded here")
-    return processor
+    for key, fact in (("do_pad", "images are not padded here"), ("do_grayscale", "images are read as RGB here")):
+        if settings.get(key):
+            raise ValueError(f"its image processor has {key} true, and {fact}")
+    return TinyNetImageProcessor.from_dict(settings)
 
 
 def normalization(processor: TinyNetImageProcessor) -> tuple[tuple[float, ...], tuple[float, ...]]:

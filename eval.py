@@ -14,18 +14,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
+from unicodedata import normalize
 
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from modeling_tinynet import TinyNetImageProcessor
-from training.arguments import output_file, whole_number
-from training.augmentation import EvalTransform
-from training.config import default_num_workers
+from training.arguments import fraction, input_file, nonempty, output_file, whole_number
+from training.config import FIELDS, default_num_workers
 from training.data import build_dataset, build_eval_loader
 from training.data_error import DataError
 from training.decoding import ImageDecodeError
@@ -34,20 +32,11 @@ from training.evaluation import EvaluationResult, evaluate
 from training.loader_workers import end_workers
 from training.memory import keep_freed_memory
 from training.model import ModelError, head_rows, load_saved_model, loading_errors
+from training.preprocessing import Preprocessing, read_processor
 from training.records import write_summary
-from training.sources import Splits, load_splits, num_samples
+from training.sources import Splits, is_folder_of_classes, load_splits, num_samples
 
-MAX_NAMED_CLASSES = 30  # in the confusion matrix: more names would overlap
-
-
-@dataclass(frozen=True)
-class Transform:
-    """From a decoded image to a network's input, as the model's image processor states it."""
-
-    image_size: int  # pixels
-    resize_size: int  # pixels
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+HELD_OUT = FIELDS["validation_fraction"].default  # share of each class
 
 
 @dataclass(frozen=True)
@@ -55,7 +44,8 @@ class Model:
     name: str
     network: nn.Module
     labels: list[str]
-    transform: Transform
+    preprocessing: Preprocessing
+    by_position: str | None = None  # how the labels fit classes of other names; None if they go by name
 
     @property
     def parameters(self) -> int:
@@ -76,24 +66,16 @@ def load_model(name: str, device: torch.device) -> Model:
     """Loads a folder or a Hub id, in float32 whatever its weights are stored in.
 
     Raises:
-        ModelError: see `training.model.load_saved_model`; or the model has no head.
+        ModelError: see `training.model.load_saved_model` and `training.preprocessing.read_processor`; or the model
+            has no head.
     """
     saved = load_saved_model(name)
     if saved.headless:
         raise ModelError(f"model {name} has no classifier to evaluate: {saved.headless}")
     with loading_errors(name):
-        processor = TinyNetImageProcessor.from_pretrained(saved.source)
-    return Model(
-        name=name,
-        network=saved.network.to(device, memory_format=torch.channels_last),
-        labels=saved.labels,
-        transform=Transform(
-            image_size=processor.crop_size["height"],
-            resize_size=processor.size["shortest_edge"],
-            mean=tuple(processor.image_mean),
-            std=tuple(processor.image_std),
-        ),
-    )
+        preprocessing = Preprocessing.of(read_processor(saved.source))
+    network = saved.network.to(device, memory_format=torch.channels_last)
+    return Model(name, network, saved.labels, preprocessing)
 
 
 class Reordered(nn.Module):
@@ -122,9 +104,15 @@ def with_classes_of(class_names: list[str], model: Model) -> Model:
             f"the data set's classes are not those of {model.name}: {len(unknown)} of {len(class_names)}, such as "
             f"{unknown[0]!r}, are none of the model's {len(model.labels)}, such as {model.labels[0]!r}"
         )
+    own = [model.labels[row] for row in rows]
+    by_name = all(normalize("NFC", a) == normalize("NFC", b) for a, b in zip(own, class_names, strict=True))
     others = sorted(set(range(len(model.labels))) - set(rows))
-    labels = class_names + [model.labels[row] for row in others]
-    return dataclasses.replace(model, network=Reordered(model.network, rows + others), labels=labels)
+    return dataclasses.replace(
+        model,
+        network=Reordered(model.network, rows + others),
+        labels=class_names + [model.labels[row] for row in others],
+        by_position=None if by_name else f"{own[0]!r} is {class_names[0]!r}, and so on",
+    )
 
 
 # Data and evaluation
@@ -134,26 +122,33 @@ def load_data(options: argparse.Namespace) -> Splits:
     """The data set, with the split to evaluate as its `validation`.
 
     Raises:
-        DataError: see `training.sources.load_splits`.
+        DataError: see `training.sources.load_splits`; or a split is named that a folder of class folders cannot have.
     """
     arguments = {
         "name": options.dataset_name,
         "image_column": options.image_column,
         "label_column": options.label_column,
         "class_names": options.class_names,
-        "validation_fraction": options.validation_fraction,
         "streaming": options.streaming,
+        "least_classes": 1,
     }
+    if options.validation_fraction is not None:
+        return load_splits(options.dataset, validation_fraction=options.validation_fraction, **arguments)
     if options.split is None:
-        return load_splits(options.dataset, **arguments)
-    if not options.streaming:  # the split on its own: nothing is held out of it
-        arguments |= {"train_split": options.split, "validation_split": options.split}
-    elif options.split != "train":
-        arguments["validation_split"] = options.split
-    data = load_splits(options.dataset, **arguments)
-    split = data.train if options.split == "train" else data.validation
-    size = f"{num_samples(split):,} pictures, {len(data.class_names)} classes"
-    return dataclasses.replace(data, validation=split, description=f"{options.dataset}, {options.split}: {size}")
+        data = load_splits(options.dataset, hold_out_of_folder=False, **arguments)
+        if data.validation is not data.train:
+            return data
+        what, remark = "all of it", f"; --validation_fraction {HELD_OUT:g} evaluates what train.py holds out of it"
+    else:  # the split on its own: nothing is held out of it
+        data = load_splits(options.dataset, train_split=options.split, validation_split=options.split, **arguments)
+        if options.split != "train" and is_folder_of_classes(options.dataset, data.train, data.image_column):
+            raise DataError(
+                f"{options.dataset} has no split {options.split!r}, for it holds class folders: leave out --split, "
+                "or evaluate what train.py holds out by --validation_fraction"
+            )
+        what, remark = options.split, ""
+    size = f"{num_samples(data.validation):,} pictures, {len(data.class_names)} classes"
+    return dataclasses.replace(data, description=f"{options.dataset}, {what}: {size}{remark}")
 
 
 def evaluate_together(
@@ -165,31 +160,35 @@ def evaluate_together(
     num_workers: int,
     confusion: bool,
 ) -> list[Evaluated]:
-    """One pass over the images for models with the same transform and equally many labels.
+    """One pass over the images for models with the same preprocessing and equally many labels.
 
     Each process evaluates its share; all return the results of the whole.
     """
-    transform = models[0].transform
+    preprocessing = models[0].preprocessing
     processes = {"rank": accelerator.process_index, "num_processes": accelerator.num_processes}
+    n = num_samples(data.validation)
     dataset = build_dataset(
         data.validation,
-        EvalTransform(transform.image_size, transform.resize_size),
+        preprocessing,
         columns=(data.image_column, data.label_column),
         num_classes=len(data.class_names),
         seed=0,
         **processes,
     )
+    # Images of different sizes make no batch.
+    batch_size = min(batch_size, n) if preprocessing.output_size else 1
     loader = build_eval_loader(dataset, batch_size=batch_size, num_workers=num_workers, **processes)
-    normalize = DeviceTransform(transform.mean, transform.std).normalize_only
-    n = num_samples(data.validation)
-    title = models[0].name if len(models) == 1 else f"{len(models)} models at {transform.image_size} px"
+    device_transform = DeviceTransform(preprocessing.mean, preprocessing.std)
+    title = models[0].name if len(models) == 1 else f"{len(models)} models at {image_text(preprocessing)}"
     is_main = accelerator.is_main_process
     started_at = time.perf_counter()
     with tqdm(total=n, desc=title, unit=" images", dynamic_ncols=True, disable=not is_main) as bar:
         results = evaluate(
             {model.name: model.network for model in models},
             loader,
-            preprocess=lambda pixel_values: normalize(pixel_values.to(accelerator.device, non_blocking=True)),
+            preprocess=lambda images: device_transform.normalize_only(
+                images.to(accelerator.device, non_blocking=True)
+            ),
             num_samples=n,
             num_classes=len(models[0].labels),
             confusion=confusion,
@@ -204,11 +203,30 @@ def evaluate_together(
 # Results
 
 
+def print_what_is_evaluated(data: Splits, models: Sequence[Model]) -> None:
+    """What the numbers to come are of, with what a user may not expect."""
+    lines = [data.description]
+    for model in models:
+        if model.by_position:
+            lines.append(f"{model.name}: classes by position ({model.by_position})")
+        if model.preprocessing.output_size is None:
+            lines.append(f"{model.name}: images keep their sizes, so they are evaluated one by one")
+    print("\n".join(lines), flush=True)  # flushed, or loader workers, which are forks, print it too
+
+
+def image_text(preprocessing: Preprocessing) -> str:
+    """`192 px`, `192 x 160 px` (height, width), or that images keep their sizes."""
+    sides = preprocessing.output_size
+    if sides is None:
+        return "any size"
+    return f"{sides[0]} px" if sides[0] == sides[1] else f"{sides[0]} x {sides[1]} px"
+
+
 def results_table(evaluated: Sequence[Evaluated]) -> str:
     rows = [("model", "image", "parameters", "top-1", "top-5", "images/s")]
     for one in evaluated:
-        image = f"{one.model.transform.image_size} px"
         top_1, top_5 = one.result.line().removeprefix("top-1 "), f"{100 * one.result.top_5:.3f} %"
+        image = image_text(one.model.preprocessing)
         rows.append((one.model.name, image, f"{one.model.parameters:,}", top_1, top_5, f"{one.images_per_s:,.0f}"))
     name_width, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -227,6 +245,10 @@ def per_class_table(one: Evaluated) -> str:
     return "\n".join([f"top-1 by class, {one.model.name}", *lines])
 
 
+def one_number_if_square(sides: tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+    return sides[0] if sides and len(set(sides)) == 1 else sides
+
+
 def summary(
     evaluated: Sequence[Evaluated], data: Splits, options: argparse.Namespace, accelerator: Accelerator
 ) -> dict[str, Any]:
@@ -234,9 +256,10 @@ def summary(
     models = [
         {
             "model": one.model.name,
-            "image_size": one.model.transform.image_size,
-            "resize_size": one.model.transform.resize_size,
+            "image_size": one_number_if_square(one.model.preprocessing.output_size),
+            "resize_size": one_number_if_square(one.model.preprocessing.resize),
             "parameters": one.model.parameters,
+            "classes": "by position" if one.model.by_position else "by name",
             **one.result.to_dict(),
             "images_per_s": round(one.images_per_s, 1),
             **({"per_class": one.result.per_class(one.model.labels)} if options.per_class else {}),
@@ -265,33 +288,10 @@ def write_results(
     if options.json:
         write_summary(options.json, summary(evaluated, data, options, accelerator))
     if options.confusion:
-        draw_confusion(evaluated, options.confusion)
+        # Here, because matplotlib takes a second to import.
+        from training.confusion import Panel, save_confusion
 
-
-def draw_confusion(evaluated: Sequence[Evaluated], path: str) -> None:
-    """A panel for each model: rows are the classes, columns what the model says, and colours the share of a row."""
-    # Here, because matplotlib takes a second to import.
-    import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from training.curves import write_png
-
-    with matplotlib.style.context("default"):
-        figure = Figure(figsize=(8 * len(evaluated), 9), dpi=100, layout="constrained")
-        FigureCanvasAgg(figure)
-        for axes, one in zip(figure.subplots(1, len(evaluated), squeeze=False)[0], evaluated, strict=True):
-            counts = np.array(one.result.confusion)
-            shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-            axes.set(title=f"{one.model.name}\n{one.result}", xlabel="what the model says", ylabel="class")
-            if len(counts) <= MAX_NAMED_CLASSES:
-                axes.set_xticks(range(len(counts)), one.model.labels, rotation=90)
-                axes.set_yticks(range(len(counts)), one.model.labels)
-                for row, column in np.argwhere(counts):
-                    color = "white" if shares[row, column] > 0.5 else "black"
-                    axes.text(column, row, counts[row, column], ha="center", va="center", color=color)
-        write_png(figure, path)
+        save_confusion([Panel(one.model.name, one.result, one.model.labels) for one in evaluated], options.confusion)
 
 
 # Command line
@@ -314,35 +314,51 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     parser = Parser(
         description=__doc__.partition("\n")[0],
-        epilog="Images are resized, cropped and normalised as each model's image processor states; models that agree "
-        "on that, and on the number of labels, share one pass over the images. Exit code 2: something is wrong with "
-        "the command, a model or the data.",
+        epilog="Images are resized, cropped and normalized by every setting of each model's image processor, as in "
+        "transformers' pipelines. Models that agree on that, and on the number of labels, share one pass over the "
+        "images. Exit code 2: something is wrong with the command, a model or the data.",
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="saved folder, timm-format folder or Hub id")
+    parser.add_argument(
+        "models", type=nonempty, nargs="+", metavar="MODEL", help="saved folder, timm-format folder or Hub id"
+    )
     data = parser.add_argument_group("data, as for train.py")
-    data.add_argument("--dataset", required=True, help="Hub id, folder of pictures or of Parquet files, or digits")
     data.add_argument(
-        "--split",
-        help="evaluate all of this split; unset: what train.py evaluates on. A folder of class folders alone is the "
-        "split train",
+        "--dataset", type=nonempty, required=True, help="Hub id, folder of pictures or of Parquet files, or digits"
     )
-    data.add_argument("--dataset_name", metavar="NAME", help="configuration of a Hub data set that has several")
-    data.add_argument("--image_column", metavar="NAME", help="column of the pictures; unset: found by its type")
-    data.add_argument("--label_column", metavar="NAME", help="column of the labels; unset: found by its type")
-    data.add_argument("--class_names", metavar="FILE", help="a class name in each line, for labels that are integers")
-    data.add_argument(
+    part = data.add_mutually_exclusive_group()
+    part.add_argument(
+        "--split",
+        type=nonempty,
+        help="evaluate all of this split; unset: the split that train.py evaluates on; of a folder of class folders, "
+        "all of it",
+    )
+    part.add_argument(
         "--validation_fraction",
-        type=float,
-        default=0.2,
+        type=fraction,
         metavar="X",
-        help="share that train.py held out where there is no validation split (default: %(default)s)",
+        help="evaluate the share that train.py holds out of each class where there is no validation split (train.py's "
+        f"default: {HELD_OUT:g}); for a folder of class folders, which is evaluated whole otherwise",
+    )
+    data.add_argument(
+        "--dataset_name", type=nonempty, metavar="NAME", help="configuration of a Hub data set that has several"
+    )
+    data.add_argument(
+        "--image_column", type=nonempty, metavar="NAME", help="column of the pictures; unset: found by type"
+    )
+    data.add_argument(
+        "--label_column", type=nonempty, metavar="NAME", help="column of the labels; unset: found by type"
+    )
+    data.add_argument(
+        "--class_names", type=input_file, metavar="FILE", help="a class name per line, for labels that are integers"
     )
     data.add_argument("--streaming", action="store_true", help="read a Hub data set without storing it")
     running = parser.add_argument_group("running")
     running.add_argument(
         "--batch_size", type=whole_number(1), default=64, metavar="N", help="images (default: %(default)s)"
     )
-    running.add_argument("--num_workers", type=int, metavar="N", help="loader processes; unset: by CPU cores")
+    running.add_argument(
+        "--num_workers", type=whole_number(0), metavar="N", help="loader processes; unset: by CPU cores"
+    )
     running.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda (default: %(default)s)")
     results = parser.add_argument_group("results")
     results.add_argument("--json", type=output_file, metavar="FILE", help="write the counts")
@@ -354,6 +370,8 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_args(argv)
+    if options.json and options.json == options.confusion:
+        parser.error(f"--json and --confusion must be two files, got {options.json} for both")
     transformers.utils.logging.disable_progress_bar()  # of loading weights
     # Said, not left to Accelerate: it takes processes that find no accelerator for so many separate runs.
     on_cpu = options.device == "cpu" or not torch.accelerator.is_available()
@@ -367,15 +385,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         models = [load_model(name, accelerator.device) for name in dict.fromkeys(options.models)]
         with accelerator.main_process_first():  # the others find datasets' cache filled
             data = load_data(options)
-        if accelerator.is_main_process:
-            print(data.description, flush=True)  # or loader workers, which are forks, print it too
         models = [with_classes_of(data.class_names, model) for model in models]
     except (ModelError, DataError) as error:
         parser.error(str(error))
 
-    alike: dict[tuple[Transform, int], list[Model]] = {}
+    if accelerator.is_main_process:
+        print_what_is_evaluated(data, models)
+
+    alike: dict[tuple[Preprocessing, int], list[Model]] = {}
     for model in models:
-        alike.setdefault((model.transform, len(model.labels)), []).append(model)
+        alike.setdefault((model.preprocessing, len(model.labels)), []).append(model)
     evaluated = []
     try:
         for group in alike.values():

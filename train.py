@@ -63,7 +63,7 @@ from training.interruption import EXIT_CODE, Interrupted, Interruption
 from training.loader_workers import batches_in_time, end_workers, workers_lost
 from training.loss import smoothed_targets, soft_cross_entropy
 from training.memory import keep_freed_memory
-from training.model import build_model, model_config
+from training.model import ModelError, build_model, model_config
 from training.optimizer import build_optimizer
 from training.progress import Progress
 from training.records import MetricsLog, write_atomically, write_summary
@@ -525,7 +525,7 @@ def run(argv: list[str]) -> int:
         return EXIT_CODE
     except KeyboardInterrupt:  # the second Ctrl-C
         return 130
-    except (DataError, RunError, CheckpointError) as mistake:  # on every rank of a node alike
+    except (DataError, ModelError, RunError, CheckpointError) as mistake:  # on every rank of a node alike
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # each node may have its own reason
             print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
         return 2

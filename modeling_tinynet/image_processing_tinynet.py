@@ -14,12 +14,15 @@
 """TinyNet's evaluation transform: the one under which the published accuracies were measured."""
 
 import json
+import math
 import os
 import struct
+from numbers import Real
 from typing import Any
 
 import torch
 from torchvision.transforms.v2 import functional as tvF
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import (
@@ -32,6 +35,7 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
     is_numpy_array,
     is_pil_image,
+    pil_torch_interpolation_mapping,
 )
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
@@ -62,6 +66,19 @@ _TRANSPOSITIONS = {
     6: 4,  # ROTATE_270
     7: 6,  # TRANSVERSE
     8: 2,  # ROTATE_90
+}
+
+_SWITCHES = ("do_convert_rgb", "do_grayscale", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad")
+_LARGEST_SIDE = 16_384  # pixels; beyond, an image would not fit into memory
+
+# timm's names of the filters, to Pillow's.
+_TIMM_INTERPOLATIONS = {
+    "nearest": PILImageResampling.NEAREST,
+    "lanczos": PILImageResampling.LANCZOS,
+    "bilinear": PILImageResampling.BILINEAR,
+    "bicubic": PILImageResampling.BICUBIC,
+    "box": PILImageResampling.BOX,
+    "hamming": PILImageResampling.HAMMING,
 }
 
 
@@ -154,6 +171,53 @@ class TinyNetImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[ca
     do_grayscale: bool
 
 
+def _check_sides(name: str, size: SizeDict | None, keys: str, *choices: set[str]) -> None:
+    """Raises a `ValueError` unless `size` has the keys of one of the choices, `keys` in words, and sides in range."""
+    sides = dict(size or {})
+    if set(sides) not in choices:
+        raise ValueError(f"{name} must have the {keys}, got {sides}")
+    if not all(type(side) is int and 1 <= side <= _LARGEST_SIDE for side in sides.values()):
+        raise ValueError(f"{name} must hold whole numbers of pixels from 1 to {_LARGEST_SIDE:,}, got {sides}")
+
+
+def _check_numbers(name: str, value: Any, *, positive: bool, channels: int | None = None) -> None:
+    """Raises a `ValueError` unless `value` is a finite number or, with `channels`, a list of one or of so many."""
+    numbers = value if channels and isinstance(value, (list, tuple)) else [value]
+    is_valid = len(numbers) in (1, channels) and all(
+        not isinstance(number, bool) and isinstance(number, Real) and math.isfinite(number) for number in numbers
+    )
+    if not is_valid or (positive and min(numbers) <= 0):
+        kind = "a positive number" if positive else "a number"
+        more = {None: "", 1: " for gray images"}.get(channels, f", or one for each of {channels} channels")
+        raise ValueError(f"{name} must be {kind}{more}, got {value!r}")
+
+
+def _timm_settings(pretrained_cfg: dict[str, Any], config: TinyNetConfig) -> dict[str, Any]:
+    """
+    What `config` cannot say of timm's evaluation transform: the filter, and whether both sides are resized.
+
+    Raises:
+        ValueError: The transform is none that the image processor has.
+    """
+    interpolation = pretrained_cfg.get("interpolation", "bicubic")
+    crop_mode = pretrained_cfg.get("crop_mode", "center")
+    _, *sides = pretrained_cfg.get("input_size", (3, config.image_size, config.image_size))
+    for name, value, choices in (
+        ("interpolation", interpolation, list(_TIMM_INTERPOLATIONS)),
+        ("crop_mode", crop_mode, ["center", "squash"]),
+        ("input_size", pretrained_cfg.get("input_size"), None if len(set(sides)) == 1 else ["a square"]),
+    ):
+        if choices and value not in choices:
+            raise ValueError(
+                f"{name} {value!r} of timm's config.json has no counterpart here, only {', '.join(choices)}; "
+                "save a TinyNetImageProcessor beside it, which goes first"
+            )
+    settings: dict[str, Any] = {"resample": _TIMM_INTERPOLATIONS[interpolation]}
+    if crop_mode == "squash":
+        settings["size"] = {"height": config.resize_size, "width": config.resize_size}
+    return settings
+
+
 class TinyNetImageProcessor(TorchvisionBackend):
     r"""
     The published evaluation transform of TinyNet: resize the shorter side to `floor(image_size / crop_pct)` pixels
@@ -178,9 +242,10 @@ class TinyNetImageProcessor(TorchvisionBackend):
     From paths and in pipelines, 16-bit greyscale comes out near white: open it with Pillow and call the processor.
 
     Raises:
-        ValueError: An image with another number of channels, with another data type, or in floating point from 0 to
-            1 although `do_rescale` is set, so that it would be divided by 255 a second time. A PIL image of mode F,
-            or of mode I with values beyond 0 to 65535.
+        ValueError: A setting that cannot be followed, such as a standard deviation of 0, when the processor is made
+            or called. An image with another number of channels, with another data type, or in floating point from 0
+            to 1 although `do_rescale` is set, so that it would be divided by 255 a second time. A PIL image of mode
+            F, or of mode I with values beyond 0 to 65535.
 
     Example:
 
@@ -209,6 +274,11 @@ class TinyNetImageProcessor(TorchvisionBackend):
 
     # The torchvision backend decodes paths with torchvision.io, which is deprecated and reads fewer formats.
     fetch_images = BaseImageProcessor.fetch_images
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Called here too: what a file says is refused when it is read, not at the first image.
+        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
 
     @classmethod
     def from_config(cls, config: TinyNetConfig) -> "TinyNetImageProcessor":
@@ -249,14 +319,48 @@ class TinyNetImageProcessor(TorchvisionBackend):
             hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
             kwargs.pop("image_processor_filename", None)
             try:
-                config_dict, _ = TinyNetConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
+                in_file, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
+                fields, _ = TinyNetConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
             except OSError:
                 raise error from None
             is_damaged = isinstance(error.__context__, json.JSONDecodeError)
-            if is_damaged or config_dict.get("model_type") != TinyNetConfig.model_type:
+            if is_damaged or fields.get("model_type") != TinyNetConfig.model_type:
                 raise
         logger.info(f"{pretrained_model_name_or_path} has no image processor; taking the transform its model implies")
-        return cls.from_config(TinyNetConfig.from_dict(config_dict)).to_dict(), kwargs
+        config = TinyNetConfig.from_dict(fields)
+        settings = cls.from_config(config).to_dict()
+        if "architecture" in in_file:
+            settings |= _timm_settings(in_file.get("pretrained_cfg", in_file), config)
+        return settings, kwargs
+
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        for name in ("size", "crop_size", "pad_size"):
+            sides = kwargs.get(name)
+            if isinstance(sides, (list, tuple)) and len(sides) != 2:  # a third would be dropped
+                raise ValueError(f"{name} must be (height, width) where it is a list, got {sides}")
+        return super()._standardize_kwargs(**kwargs)
+
+    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
+        super()._validate_preprocess_kwargs(**kwargs)
+        for name in _SWITCHES:
+            if not isinstance(kwargs.get(name), bool | None):
+                raise ValueError(f"{name} must be true or false, got {kwargs[name]!r}")
+        if kwargs["do_resize"]:
+            keys = "key 'shortest_edge', or 'height' and 'width'"
+            _check_sides("size", kwargs["size"], keys, {"shortest_edge"}, {"height", "width"})
+            filters = [*pil_torch_interpolation_mapping, *tvF.InterpolationMode]
+            if isinstance(kwargs["resample"], bool | str) or kwargs["resample"] not in filters:
+                raise ValueError(
+                    f"resample must be a filter of Pillow by its number, 0 to 5, got {kwargs['resample']!r}"
+                )
+        if kwargs["do_center_crop"]:
+            _check_sides("crop_size", kwargs["crop_size"], "keys 'height' and 'width'", {"height", "width"})
+        if kwargs["do_rescale"]:
+            _check_numbers("rescale_factor", kwargs["rescale_factor"], positive=True)
+        if kwargs["do_normalize"]:
+            channels = 1 if kwargs["do_grayscale"] else 3
+            _check_numbers("image_mean", kwargs["image_mean"], positive=False, channels=channels)
+            _check_numbers("image_std", kwargs["image_std"], positive=True, channels=channels)
 
     def process_image(
         self,
@@ -321,18 +425,11 @@ class TinyNetImageProcessor(TorchvisionBackend):
         **kwargs: Any,
     ) -> ImageInput:
         """A PIL image by Pillow, or a tensor (..., channels, height, width) by torch, to `size` with antialiasing."""
-        if size.shortest_edge and not size.longest_edge:
-            target = [size.shortest_edge]
-        elif size.height and size.width:
-            target = [size.height, size.width]
-        else:
-            raise ValueError(f"size must have the key 'shortest_edge', or 'height' and 'width', got {dict(size)}")
+        target = [size.shortest_edge] if size.shortest_edge else [size.height, size.width]
         return tvF.resize(image, target, interpolation=resample, antialias=True)
 
     def center_crop(self, image: torch.Tensor, size: SizeDict, **kwargs: Any) -> torch.Tensor:
         """(..., channels, height, width) to its central (..., channels, *size), rounded as torchvision rounds."""
-        if size.height is None or size.width is None:
-            raise ValueError(f"crop_size must have the keys 'height' and 'width', got {dict(size)}")
         return tvF.center_crop(image, [size.height, size.width])
 
 

@@ -2,11 +2,7 @@
 
 from typing import Any
 
-from transformers.utils import logging
-
 from .field_checks_tinynet import TIMM_MODEL_ARGS, for_channels
-
-logger = logging.get_logger(__name__)
 
 
 def fields_from_timm(timm_config: dict[str, Any], variants: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -31,9 +27,6 @@ def fields_from_timm(timm_config: dict[str, Any], variants: dict[str, dict[str, 
             f"model_args {model_args} or global_pool {timm_config.get('global_pool')!r} change the network; it must "
             f"pool by averaging, and only {list(TIMM_MODEL_ARGS)} can differ"
         )
-    for name, ours in (("interpolation", "bicubic"), ("crop_mode", "center")):
-        if (theirs := pretrained_cfg.get(name, ours)) != ours:
-            logger.warning(f"the checkpoint was evaluated with {name} {theirs!r}; the image processor has {ours!r}")
 
     fields = {
         **variants[architecture],

@@ -1,10 +1,8 @@
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -15,60 +13,19 @@ from timm.models import create_model, save_for_hf
 from torchvision.transforms.v2 import functional as tvF
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
+from tests.evaluation_runs import DIGITS, ROOT, digits_folder, load_script, run, run_json, save_model
+from training.loader_workers import end_workers
 from training.sources import load_splits
-
-ROOT = Path(__file__).parents[1]
-DIGITS = [str(digit) for digit in range(10)]
 
 
 @pytest.fixture(scope="module")
 def script():
-    """eval.py as a module; by its path, for `eval` is a builtin."""
-    spec = importlib.util.spec_from_file_location("eval_script", ROOT / "eval.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def save_model(folder, *, labels=DIGITS, image_size=32, seed=0, **fields):
-    """A TinyNet-E of random weights that gives different answers to different images."""
-    torch.manual_seed(seed)
-    id2label = dict(enumerate(labels))
-    config = TinyNetConfig.from_variant("tinynet_e", image_size=image_size, id2label=id2label, **fields)
-    model = TinyNetForImageClassification(config)
-    with torch.no_grad():
-        model.train()  # BatchNorm's statistics of random images: activations neither vanish nor explode
-        for _ in range(30):
-            model(torch.randn(16, 3, image_size, image_size))
-    model.save_pretrained(folder)
-    return folder
+    return load_script()
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("models") / "first")
-
-
-def run(script, *arguments):
-    script.main([str(argument) for argument in (*arguments, "--num_workers", 0, "--device", "cpu")])
-
-
-def run_json(script, tmp_path, *arguments):
-    run(script, *arguments, "--json", tmp_path / "results.json")
-    return json.loads((tmp_path / "results.json").read_text())
-
-
-def digits_folder(root, names=DIGITS, per_class=4):
-    """scikit-learn's digits as an image folder, PNGs of 8 x 8 pixels."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    for digit, name in enumerate(names):
-        (root / name).mkdir(parents=True)
-        for number, index in enumerate(np.flatnonzero(digits.target == digit)[:per_class]):
-            PIL.Image.fromarray((digits.images[index] * 15).astype(np.uint8)).save(root / name / f"{number}.png")
-    return root
 
 
 def plain_loop(folder, images, names):
@@ -122,6 +79,40 @@ def test_default_split_is_the_one_that_training_holds_out(script, model, tmp_pat
     results = run_json(script, tmp_path, model, "--dataset", "digits")
     assert results["models"][0]["n"] == 359
     assert "20 % of each class are held out" in results["data"]
+
+
+def test_a_folder_of_classes_is_evaluated_whole_unless_a_share_is_asked_for(script, model, tmp_path, capsys):
+    """The share is what train.py holds out: `load_splits` as it calls it."""
+    images = digits_folder(tmp_path / "images", per_class=5)
+    assert run_json(script, tmp_path, model, "--dataset", images)["models"][0]["n"] == 50
+    assert (
+        f"{images}, all of it: 50 pictures, 10 classes; --validation_fraction 0.2 evaluates what train.py holds out"
+        in capsys.readouterr().out
+    )
+    results = run_json(script, tmp_path, model, "--dataset", images, "--validation_fraction", 0.4)
+    assert results["models"][0]["n"] == len(load_splits(str(images), validation_fraction=0.4).validation) == 20
+    assert "40 % of each class are held out" in results["data"]
+
+
+def test_a_folder_of_classes_has_no_split_but_train(script, model, tmp_path, capsys):
+    """It was evaluated whole by the name of any split, also of one that sounds held out."""
+    images = digits_folder(tmp_path / "images", per_class=2)
+    assert run_json(script, tmp_path, model, "--dataset", images, "--split", "train")["models"][0]["n"] == 20
+    sentence = mistake(script, capsys, model, "--dataset", images, "--split", "validation")
+    assert sentence.startswith(f"error: {images} has no split 'validation', for it holds class folders: leave out")
+
+
+def test_a_train_folder_without_another_is_not_evaluated_whole(script, model, tmp_path):
+    digits_folder(tmp_path / "images" / "train", per_class=5)
+    assert run_json(script, tmp_path, model, "--dataset", tmp_path / "images")["models"][0]["n"] == 10
+
+
+@pytest.mark.parametrize("names", [["3"], ["3", "7"]], ids=["one class", "one image in each"])
+def test_a_folder_too_small_to_train_on_is_evaluated(script, model, tmp_path, names):
+    images = digits_folder(tmp_path / "images", names=names, per_class=4 if len(names) == 1 else 1)
+    entry = run_json(script, tmp_path, model, "--dataset", images, "--per_class")["models"][0]
+    assert [row["class"] for row in entry["per_class"]] == names
+    assert entry["top_1_correct"] == plain_loop(model, images, names)["top_1_correct"]
 
 
 def test_a_named_split_is_evaluated_as_a_whole(script, model, tmp_path):
@@ -189,6 +180,19 @@ def test_labels_are_matched_by_name(script, model, tmp_path):
     assert [row["class"] for row in first["per_class"]] == DIGITS
 
 
+def test_classes_that_are_matched_by_position_are_said_so(script, model, tmp_path, capsys):
+    unnamed = tmp_path / "unnamed"
+    shutil.copytree(model, unnamed)
+    config = json.loads((unnamed / "config.json").read_text())
+    config["id2label"] = {str(index): f"LABEL_{index}" for index in range(10)}
+    del config["label2id"]
+    (unnamed / "config.json").write_text(json.dumps(config))
+    results = run_json(script, tmp_path, model, unnamed, "--dataset", "digits")
+    assert [entry["classes"] for entry in results["models"]] == ["by name", "by position"]
+    notes = [line for line in capsys.readouterr().out.splitlines() if "by position" in line]
+    assert notes == [f"{unnamed}: classes by position ('LABEL_0' is '0', and so on)"]
+
+
 def test_a_data_set_may_lack_classes_of_the_model(script, model, tmp_path):
     images = digits_folder(tmp_path / "images", names=DIGITS[:3])
     results = run_json(script, tmp_path, model, "--dataset", images, "--split", "train", "--per_class")
@@ -207,17 +211,14 @@ def test_worst_classes_come_first_and_add_up(script, model, tmp_path, capsys):
     assert shares == sorted(shares)
 
 
-def test_confusion_matrix_is_drawn_with_a_panel_for_each_model(script, model, tmp_path):
-    second = save_model(tmp_path / "second", seed=1)
-    picture = tmp_path / "confusion.png"
-    run(script, model, second, "--dataset", "digits", "--confusion", picture)
-    with PIL.Image.open(picture) as image:
+def test_confusion_matrix_is_drawn_whatever_the_classes_are_called(script, tmp_path):
+    r"""`$\foo$` is no formula that matplotlib knows, and `$x$` must not become one."""
+    names = [r"$\foo$", "$x$", "_hidden", "100 %", "a^b", "{", "\\", "ü", "e", "f"]
+    model = save_model(tmp_path / r"$\alpha", labels=names)
+    images = digits_folder(tmp_path / "images", names=names)
+    run(script, model, "--dataset", images, "--confusion", tmp_path / "confusion.png")
+    with PIL.Image.open(tmp_path / "confusion.png") as image:
         assert image.format == "PNG"
-        assert image.size == (1600, 900)
-        pixels = np.array(image.convert("L"))
-    assert (pixels[:, :800] < 200).any()
-    assert (pixels[:, 800:] < 200).any()
-    assert (pixels[:, :800] != pixels[:, 800:]).any()
 
 
 def test_two_processes_count_what_one_counts_and_write_once(script, model, tmp_path):
@@ -315,6 +316,26 @@ def test_missing_weights_are_an_error_and_not_random(script, model, tmp_path, ca
     assert sentence == (f"error: model {folder} has no classifier to evaluate: classifier.bias is missing in its file")
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (
+            {"image_std": [0, 0, 0]},
+            "image_std must be a positive number, or one for each of 3 channels, got (0, 0, 0)",
+        ),
+        ({"size": {"longest_edge": 9}}, "size must have the key 'shortest_edge', or 'height' and 'width', got"),
+        ({"image_processor_type": "ViTImageProcessor"}, "its image processor is a ViTImageProcessor, and only"),
+    ],
+    ids=str,
+)
+def test_an_image_processor_that_cannot_be_followed_is_an_error(script, model, tmp_path, capsys, settings, problem):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    sentence = mistake(script, capsys, folder, "--dataset", "digits")
+    assert sentence.startswith(f"error: model {folder} cannot be loaded: {problem}")
+
+
 def test_missing_data_is_an_error(script, model, tmp_path, capsys):
     assert "does not exist" in mistake(script, capsys, model, "--dataset", tmp_path / "missing")
     assert "has no split 'test'" in mistake(script, capsys, model, "--dataset", "digits", "--split", "test")
@@ -326,8 +347,11 @@ def test_a_bad_image_is_one_sentence_from_a_loader_worker_too(script, model, tmp
     (images / "3" / "1.png").write_bytes(b"no picture")
     arguments = [str(model), "--dataset", str(images), "--split", "train", "--device", "cpu"]
     arguments += ["--num_workers", str(workers)]
-    with pytest.raises(SystemExit) as exit:
-        script.main(arguments)
+    try:
+        with pytest.raises(SystemExit) as exit:
+            script.main(arguments)
+    finally:
+        end_workers()  # as eval.py does when it ends: pytest would wait for them for ever
     assert exit.value.code == 2
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert sentence.startswith(f"error: {images / '3' / '1.png'} (sample 13): is not an image")
@@ -345,13 +369,21 @@ def test_a_result_that_cannot_be_written_is_an_error_before_the_work(script, mod
     [
         (["--batch_size", "0"], "must be a whole number of at least 1, got '0'"),
         (["--batch_size", "many"], "must be a whole number of at least 1, got 'many'"),
+        (["--num_workers", "-1"], "argument --num_workers: must be a whole number of at least 0, got '-1'"),
+        (["--validation_fraction", "2"], "argument --validation_fraction: must be a number between 0 and 1, got '2'"),
+        (["--validation_fraction", "nan"], "must be a number between 0 and 1, got 'nan'"),
+        (["--validation_fraction", "0.2", "--split", "train"], "argument --split: not allowed with argument --valid"),
+        (["--class_names", "missing.txt"], "argument --class_names: missing.txt must be a file that can be read"),
+        (["--json", "x", "--confusion", "x"], "--json and --confusion must be two files, got x for both"),
+        (["--split", ""], "argument --split: must not be empty"),
         (["--device", "abacus"], "must be auto, cpu or cuda, got 'abacus'"),
         (["--confusoin", "x.png"], "unrecognized arguments: --confusoin x.png"),
     ],
 )
-def test_a_wrong_option_is_an_error(script, model, capsys, arguments, words):
+def test_a_wrong_option_is_an_error_before_a_model_is_loaded(script, monkeypatch, capsys, arguments, words):
+    monkeypatch.delattr(script, "load_model")
     with pytest.raises(SystemExit) as exit:
-        script.main([str(model), "--dataset", "digits", *arguments])
+        script.main(["model", "--dataset", "digits", *arguments])
     assert exit.value.code == 2
     assert words in capsys.readouterr().err
 

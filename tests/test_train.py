@@ -140,6 +140,25 @@ FROZEN = (
 )
 
 
+def test_a_saved_models_image_processor_decides_and_is_saved_again(tmp_path):
+    """Unlike its config.json, which says ImageNet's mean and std, 32 px, and 7/8 of the picture."""
+    config = TinyNetConfig.from_variant("tinynet_e", image_size=32, num_labels=10)
+    TinyNetForImageClassification(config).save_pretrained(tmp_path / "model")
+    sizes = {"size": {"shortest_edge": 40}, "crop_size": {"height": 36, "width": 36}}
+    processor = TinyNetImageProcessor(image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25], **sizes)
+    processor.save_pretrained(tmp_path / "model")
+    recipe = ROOT / "configuration" / "finetune.yaml"  # which leaves the image size to the model
+    flags = ("--recipe", recipe, "--dataset", "./digits", "--model", "./model", "--run_name", "run")
+    flags += ("--epochs", 1, "--warmup_epochs", 0, "--num_workers", 0)
+    output = trained(*flags, folder=tmp_path)
+    assert "at 36 px" in output
+    assert "mean 0.5 0.5 0.5 and std 0.25 0.25 0.25 as its image processor states" in output
+    for name in ("best", "last"):
+        saved = tmp_path / "runs" / "run" / name
+        assert TinyNetImageProcessor.from_pretrained(saved).to_dict() == processor.to_dict()
+        assert TinyNetConfig.from_pretrained(saved).resize_size == 40
+
+
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory) -> Path:
     """TinyNet-E with the digits' BatchNorm statistics: frozen at their initial values nothing would be learned."""
@@ -275,6 +294,7 @@ MISTAKES = {
         "bad.png",
     ),
     "missing model": ([*RECIPE, "--model", "./no/such/model"], "./no/such/model"),
+    "missing model to measure": ([*RECIPE, "--model", "./no/such/model", "--doctor", "1"], "./no/such/model"),
     "image too small": ([*RECIPE, "--image_size", "16"], "image_size must be at least 32 pixels"),
     "fp16 on a CPU": ([*RECIPE, "--precision", "fp16"], "precision fp16 needs a GPU"),
     "tracker that is not there": ([*RECIPE, "--report_to", "wandb"], "wandb"),

@@ -1,6 +1,7 @@
 """Command-line arguments that several commands take: checked while the line is read, in one sentence."""
 
 import argparse
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,31 @@ def whole_number(least: int) -> Callable[[str], int]:
         return int(text)
 
     return convert
+
+
+def fraction(text: str) -> float:
+    """For argparse's `type`: a number between 0 and 1, both excluded."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text!r}")
+    return number
+
+
+def nonempty(text: str) -> str:
+    """For argparse's `type`: not empty, which would mean the current folder to one reader and nothing to another."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"must not be empty, got {text!r}")
+    return text
+
+
+def input_file(text: str) -> str:
+    """For argparse's `type`: a file that can be read."""
+    if not Path(text).is_file() or not os.access(text, os.R_OK):
+        raise argparse.ArgumentTypeError(f"{text} must be a file that can be read")
+    return text
 
 
 def output_file(text: str) -> Path:

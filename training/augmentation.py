@@ -118,7 +118,7 @@ class TrainTransform:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(rng.getrandbits(63))
                 view = self.rand_augment(view)
-        return _channels_last(view)
+        return channels_last(view)
 
 
 class EvalTransform:
@@ -139,10 +139,10 @@ class EvalTransform:
     def __call__(self, image: Tensor, key: tuple[int, int, int] | None = None) -> Tensor:
         """uint8 (3, height, width) to uint8 (3, image_size, image_size), in channels-last memory, whatever the key."""
         _check_image(image)
-        return _channels_last(resize_and_center_crop(image, self.resize_size, self.image_size))
+        return channels_last(resize_and_center_crop(image, self.resize_size, self.image_size))
 
 
-def _channels_last(image: Tensor) -> Tensor:
+def channels_last(image: Tensor) -> Tensor:
     """(3, height, width) in the memory of a contiguous (height, width, 3): copied only where it is not there yet."""
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 

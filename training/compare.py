@@ -92,7 +92,7 @@ def save_comparison(runs: Sequence[Run], png_path: Path) -> None:
         for index, run in enumerate(runs):
             color = f"C{index}"
             x = column(run.steps, "epoch")
-            loss.plot(x, column(run.steps, "loss_smoothed"), color=color, linewidth=2, label=run.name)
+            loss.plot(x, column(run.steps, "loss_smoothed"), color=color, linewidth=2, label="run")
             lr.plot(x, column(run.steps, "lr"), color=color, linewidth=2)
             x = column(run.epochs, "epoch")
             speed.plot(x, column(run.epochs, "images_per_s"), color=color, linewidth=2, marker=marker(x))
@@ -105,7 +105,9 @@ def save_comparison(runs: Sequence[Run], png_path: Path) -> None:
         raw = Line2D([], [], color="gray", linestyle="--", label="raw weights")
         ema = Line2D([], [], color="gray", linestyle="-", label="EMA weights")
         legend(accuracy, [raw, ema])
-        figure.legend(handles=loss.get_lines(), loc="outside lower center", ncols=min(len(runs), 5))
+        names = figure.legend(handles=loss.get_lines(), loc="outside lower center", ncols=min(len(runs), 5))
+        for text, run in zip(names.get_texts(), runs, strict=True):
+            text.set_text(run.name)  # set here, for a legend leaves out a label that begins with "_"
         write_png(figure, png_path)
 
 

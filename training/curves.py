@@ -18,7 +18,9 @@ from training.display import DATA_WAIT_LIMIT_PERCENT
 from training.records import Record, accuracy_percent, read_metrics, write_atomically
 
 RAW, EMA, BEST, LR, SPEED, ALARM = "tab:blue", "tab:orange", "black", "tab:green", "tab:purple", "tab:red"
+LITERAL_TEXT = {"text.parse_math": False}  # names of runs, models and classes may hold a "$"
 STYLE = {
+    **LITERAL_TEXT,
     "font.size": 13.0,
     "axes.grid": True,
     "grid.alpha": 0.3,

@@ -41,11 +41,11 @@ def _label_ids(
 
 
 def with_train_labels(
-    place: str, split: datasets.Dataset, column: str, given_names: list[str] | None
+    place: str, split: datasets.Dataset, column: str, given_names: list[str] | None, least_classes: int = 2
 ) -> tuple[list[str], datasets.Dataset, np.ndarray]:
     """(class names, split with class labels, labels) of the training split, which defines the classes."""
     ids, names = _label_ids(place, split, column, given_names)
-    if len(np.unique(ids)) < 2:
+    if len(np.unique(ids)) < least_classes:
         raise DataError(f"{place} has pictures of one class only ({names[ids[0]]}): training needs two or more")
     return names, _replace_labels(split, column, ids, names), ids
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification
+from training.preprocessing import config_fields, read_processor
 
 
 class ModelError(ValueError):
@@ -27,7 +28,7 @@ class SavedModel:
 
 
 def model_config(model: str, class_names: list[str], **overrides: Any) -> TinyNetConfig:
-    """The configuration of `model` for these classes.
+    """The configuration of `model` for these classes. A saved model's input is what its image processor states.
 
     Args:
         model: tinynet_a to tinynet_e for a fresh network; else a saved folder, a timm-format folder or a Hub id.
@@ -35,7 +36,7 @@ def model_config(model: str, class_names: list[str], **overrides: Any) -> TinyNe
         overrides: fields of `TinyNetConfig`; those that are None keep the model's own value.
 
     Raises:
-        ModelError: there is no such model, or it is no TinyNet.
+        ModelError: there is no such model, it is no TinyNet, or no training can follow its image processor.
         ValueError: a field has a value no network can be built from.
     """
     fields = {name: value for name, value in overrides.items() if value is not None}
@@ -43,7 +44,10 @@ def model_config(model: str, class_names: list[str], **overrides: Any) -> TinyNe
     fields["label2id"] = {name: index for index, name in enumerate(class_names)}
     if model in TINYNET_VARIANTS:
         return TinyNetConfig.from_variant(model, **fields)
-    return TinyNetConfig.from_pretrained(_tinynet_source(model), **fields)
+    source = _tinynet_source(model)
+    with loading_errors(model):
+        stated = config_fields(read_processor(source), TinyNetConfig.from_pretrained(source))
+    return TinyNetConfig.from_pretrained(source, **(stated | fields))
 
 
 def build_model(model: str, config: TinyNetConfig, *, seed: int) -> tuple[TinyNetForImageClassification, str]:
@@ -66,18 +70,31 @@ def build_model(model: str, config: TinyNetConfig, *, seed: int) -> tuple[TinyNe
         return network, f"weights: new, drawn from seed {seed}"
     saved = load_saved_model(model)
     network.tinynet.load_state_dict(saved.network.tinynet.state_dict())
-    class_names = [config.id2label[index] for index in range(config.num_labels)]
+    return network, _keep_head(network, saved) + _input_note(config, saved.network.config)
+
+
+def _keep_head(network: TinyNetForImageClassification, saved: SavedModel) -> str:
+    """Copies the saved head where it knows the same classes, and says in words what became of it."""
+    class_names = [network.config.id2label[index] for index in range(network.config.num_labels)]
     if saved.headless:
-        return network, f"head: new, {len(class_names)} classes ({saved.headless})"
+        return f"head: new, {len(class_names)} classes ({saved.headless})"
     rows = head_rows(class_names, saved.labels)
     in_order = list(range(len(saved.labels)))
     if None in rows or sorted(rows) != in_order:
-        return network, f"head: new, {len(class_names)} classes for {len(saved.labels)}"
+        return f"head: new, {len(class_names)} classes for {len(saved.labels)}"
     head = {name: tensor[rows] for name, tensor in saved.network.classifier.state_dict().items()}
     network.classifier.load_state_dict(head)
     if saved.labels == class_names:
-        return network, "head: kept (same classes)"
-    return network, f"head: kept ({'classes by position' if rows == in_order else 'rows reordered by class name'})"
+        return "head: kept (same classes)"
+    return f"head: kept ({'classes by position' if rows == in_order else 'rows reordered by class name'})"
+
+
+def _input_note(config: TinyNetConfig, saved: TinyNetConfig) -> str:
+    """Says so where the image processor states another mean or std than the config.json beside it."""
+    if (config.image_mean, config.image_std) == (saved.image_mean, saved.image_std):
+        return ""
+    mean, std = (" ".join(f"{number:.4g}" for number in numbers) for numbers in (config.image_mean, config.image_std))
+    return f"; mean {mean} and std {std} as its image processor states"
 
 
 # Saved models
@@ -105,8 +122,6 @@ def load_saved_model(name: str) -> SavedModel:
         body = [sentence for sentence in sentences if not sentence.startswith("classifier.")]
         if body:
             raise ModelError(body[0] + (f", and {len(body) - 1} more tensors do not fit" if body[1:] else ""))
-    if network.config.num_channels != 3:
-        raise ModelError(f"{name} takes {network.config.num_channels} channels, but images are read as RGB here")
     if not network.config.num_labels:
         sentences = ["its config.json has no classes"]
     labels = [network.config.id2label[index] for index in range(network.config.num_labels)]
@@ -123,7 +138,7 @@ def loading_errors(name: str) -> Iterator[None]:
 
 
 def _tinynet_source(name: str) -> str:
-    """What `from_pretrained` takes for this model, once its config.json is known to be a TinyNet's."""
+    """What `from_pretrained` takes for this model, once its config.json is known to be a TinyNet's for RGB images."""
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "config.json").exists():
         models = [str(folder) for folder in (path / "best", path / "last") if (folder / "config.json").exists()]
@@ -133,9 +148,12 @@ def _tinynet_source(name: str) -> str:
         raise ModelError(f"folder {name} does not exist")
     source = str(path) if path.exists() else name
     with loading_errors(name):
-        model_type = TinyNetConfig.get_config_dict(source)[0].get("model_type")
+        config = TinyNetConfig.get_config_dict(source)[0]
+        model_type, num_channels = config.get("model_type"), config.get("num_channels", 3)
         if model_type != TinyNetConfig.model_type:
             raise ModelError(f"its model_type is {model_type!r}, not {TinyNetConfig.model_type!r}")
+        if num_channels != 3:
+            raise ModelError(f"it takes images of num_channels {num_channels}, and images are read as RGB")
     return source
 
 

@@ -60,6 +60,8 @@ def load_splits(
     validation_fraction: float = 0.2,
     seed: int = 0,
     streaming: bool = False,
+    least_classes: int = 2,
+    hold_out_of_folder: bool = True,
 ) -> Splits:
     """Find, read and check the training and the validation split.
 
@@ -78,6 +80,8 @@ def load_splits(
         validation_fraction: share of each class to hold out of the training split if there is no validation split.
         seed: decides which samples are held out. Leave it alone between runs that are to be compared.
         streaming: read the data set while training instead of storing it. Labels are then checked only as they come.
+        least_classes: with fewer it is refused; an evaluation can do with one.
+        hold_out_of_folder: hold the validation split out of a folder of class folders; else it is all of them.
 
     Raises:
         DataError: the data set is missing, or cannot be trained on as it is.
@@ -110,9 +114,11 @@ def load_splits(
         return Splits(chosen[train_split], chosen[validation_split], names, image_column, label_column, description)
 
     names, train, train_ids = with_train_labels(
-        f"split {train_split!r} of {dataset}", chosen[train_split], label_column, given_names
+        f"split {train_split!r} of {dataset}", chosen[train_split], label_column, given_names, least_classes
     )
-    if validation_split is None:
+    if validation_split is None and not hold_out_of_folder and is_folder_of_classes(dataset, train, image_column):
+        validation, validation_ids, notes = train, train_ids, ["all of them are evaluated"]
+    elif validation_split is None:
         notes = [
             f"there is no validation split: {100 * validation_fraction:g} % of each class are held out of "
             f"{train_split!r} for it (seed {seed})"
@@ -147,6 +153,15 @@ def num_samples(split: Split) -> int:
     if size is None:
         raise DataError("the streamed data set does not state its number of samples: use it without streaming")
     return size
+
+
+def is_folder_of_classes(dataset: str, split: Split, image_column: str) -> bool:
+    """Whether a split was read from `<dataset>/<class>/<image>`, not from a split's folder or with a metadata file."""
+    root = Path(dataset).expanduser()
+    if not isinstance(split, datasets.Dataset) or not root.is_dir() or _metadata_file(root):
+        return False
+    path = split[0][image_column]["path"]
+    return path is not None and Path(path).parent.parent == root
 
 
 def is_imagenet(dataset: str) -> bool:

@@ -461,6 +461,54 @@ def test_a_folder_in_timms_format_gives_timms_transform(with_model_args, tmp_pat
     assert steps_apart(ours, transform(china)) < SAME
 
 
+@pytest.mark.parametrize("form", ["pretrained_cfg", "flat"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"interpolation": name} for name in ("nearest", "bilinear", "lanczos", "box", "hamming")]
+    + [{"crop_mode": "squash"}, {"crop_mode": "squash", "crop_pct": 1.0, "interpolation": "bilinear"}],
+    ids=str,
+)
+def test_timms_filter_and_crop_mode_are_followed(settings, form, tmp_path, china):
+    model = timm.create_model("tinynet_e", num_classes=10)
+    model.pretrained_cfg.update(settings)
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    pretrained_cfg = {**timm.data.resolve_data_config({}, model=model), "num_classes": 10}
+    config = {"architecture": "tinynet_e", "num_classes": 10}
+    config |= pretrained_cfg if form == "flat" else {"pretrained_cfg": pretrained_cfg}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    for photo in (china, china.rotate(90, expand=True)):
+        ours = TinyNetImageProcessor.from_pretrained(tmp_path)(photo, return_tensors="pt")["pixel_values"][0]
+        assert steps_apart(ours, transform(photo)) < SAME
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"interpolation": "random"}, "interpolation 'random'"),
+        ({"crop_mode": "border"}, "crop_mode 'border'"),
+        ({"input_size": [3, 106, 128]}, r"input_size \[3, 106, 128\]"),
+    ],
+    ids=str,
+)
+def test_another_transform_of_timms_is_refused(settings, problem, tmp_path, china):
+    config = {"architecture": "tinynet_e", "num_classes": 10, "pretrained_cfg": settings}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{problem} of timm's config.json has no counterpart here, only "):
+        TinyNetImageProcessor.from_pretrained(tmp_path)
+    TinyNetImageProcessor().save_pretrained(tmp_path)
+    assert TinyNetImageProcessor.from_pretrained(tmp_path).size.shortest_edge == 219
+
+
+@pytest.mark.parametrize(
+    "settings", [{"image_std": [0.0, 0.0, 0.0]}, {"size": -3}, {"resample": 9}, {"do_grayscale": True}], ids=str
+)
+def test_settings_that_cannot_be_followed_are_refused_when_they_are_made_or_passed(settings, china):
+    for make in (TinyNetImageProcessor, lambda **settings: TinyNetImageProcessor()(china, **settings)):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            make(**settings)
+
+
 def test_overrides_reach_a_processor_made_from_a_config(tmp_path):
     TinyNetConfig().save_pretrained(tmp_path)
 

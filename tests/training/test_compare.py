@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from training import compare
 from training.compare import main
 from training.display import StepTimer
 from training.records import MetricsLog, write_summary
@@ -121,6 +123,22 @@ def test_runs_of_one_name_on_other_images_are_told_apart(two_runs, tmp_path, cap
     assert [cells(line)[0] for line in lines[1:3]] == [str(slow), str(tmp_path / "slow")]
     assert lines[4] == "The runs were not evaluated on the same images, so their accuracies do not compare."
     assert lines[6] == "The recipes are the same."
+
+
+def test_names_of_runs_are_drawn_as_they_are(two_runs, tmp_path, monkeypatch):
+    r"""`$\foo$` is no formula that matplotlib knows, and its legends leave out what begins with "_"."""
+    names = [r"$\foo$", "_second"]
+    for folder, name in zip(two_runs[:2], names, strict=True):
+        shutil.copytree(folder, tmp_path / name)
+    legends = []
+
+    def write(figure, path):
+        figure.draw_without_rendering()
+        legends.extend(legend.get_texts() for legend in figure.legends)
+
+    monkeypatch.setattr(compare, "write_png", write)
+    assert main([str(tmp_path / name) for name in names]) == 0
+    assert [[text.get_text() for text in legend] for legend in legends] == [names]
 
 
 @pytest.mark.parametrize("missing", ["summary.json", "recipe.yaml", "metrics.jsonl"])

@@ -1,4 +1,5 @@
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,14 @@ def test_a_run_is_drawn_with_its_loss_both_accuracies_lr_and_speed(drawn_run):
     assert pixels_in(panels["speed"], ALARM) > 100  # waiting for data
     assert pixels_in(panels["loss"], ALARM) > 5  # the loss that was not finite
     assert sorted(path.name for path in drawn_run.iterdir()) == ["curves.png", "metrics.jsonl"]
+
+
+def test_the_name_of_a_run_is_drawn_as_it_is(drawn_run, tmp_path):
+    r"""`$\foo$` is no formula that matplotlib knows."""
+    folder = tmp_path / r"$\foo$"
+    shutil.copytree(drawn_run, folder)
+    save_curves(folder / "metrics.jsonl", folder / "again.png")
+    assert panels_of(folder / "again.png").keys() == panels_of(drawn_run / "curves.png").keys()
 
 
 def test_one_epoch_shows_as_points(tmp_path):

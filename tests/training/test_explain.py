@@ -131,7 +131,7 @@ def test_text_fits_a_terminal(text):
 def test_curve_is_a_picture_of_the_schedule(tmp_path):
     config = TrainConfig(model="tinynet_c")
     path = tmp_path / "lr.png"
-    arguments = {"total_steps": 450 * 1251, "steps_per_epoch": 1251, "title": "tinynet_c"}
+    arguments = {"total_steps": 450 * 1251, "steps_per_epoch": 1251, "title": r"runs/$\foo$"}
     save_lr_curve(path, lr_schedule(config, 1251), **arguments)
     first = path.read_bytes()
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)

@@ -7,7 +7,7 @@ import transformers
 from timm.data import ImageNetInfo
 from timm.models import create_model, save_for_hf
 
-from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetModel
+from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor, TinyNetModel
 from training.model import ModelError, build_model, has_imagenet_classes, model_config
 
 FRUITS = ["apple", "banana", "cherry"]
@@ -160,6 +160,68 @@ def test_a_saved_model_without_a_usable_head_gets_a_new_one(tmp_path, fruits, ki
     assert note == f"head: new, 3 classes ({reason})"
     assert_body_is_stored(network, stored(tmp_path))
     assert_head_is_drawn(network)
+
+
+# Input
+
+
+def state_input(folder, **settings):
+    """Changes what a folder's image processor states."""
+    TinyNetImageProcessor.from_pretrained(folder, **settings).save_pretrained(folder)
+
+
+def test_mean_std_size_and_crop_are_those_of_the_image_processor(tmp_path):
+    model = save_model(tmp_path / "saved", FRUITS)
+    half, crop = [0.5, 0.5, 0.5], {"height": 48, "width": 48}
+    state_input(model, image_mean=half, image_std=half, size={"shortest_edge": 50}, crop_size=crop)
+    network, note = build(model, FRUITS)
+    assert (network.config.image_mean, network.config.image_std) == (half, half)
+    assert (network.config.image_size, network.config.resize_size) == (48, 50)
+    assert note == ("head: kept (same classes); mean 0.5 0.5 0.5 and std 0.5 0.5 0.5 as its image processor states")
+    # What a run saves beside its weights.
+    processor = TinyNetImageProcessor.from_config(network.config)
+    assert processor.to_dict() == TinyNetImageProcessor.from_pretrained(model).to_dict()
+
+
+def test_an_explicit_image_size_wins_and_keeps_the_crop(tmp_path):
+    model = save_model(tmp_path / "saved", FRUITS)
+    state_input(model, image_mean=0.5, crop_size={"height": 48, "width": 48}, size={"shortest_edge": 60})
+    config = model_config(str(model), FRUITS, image_size=64)
+    assert (config.image_size, config.resize_size, config.image_mean) == (64, 80, [0.5, 0.5, 0.5])
+
+
+def test_a_folders_own_processor_changes_nothing(fruits, tmp_path):
+    model = save_model(tmp_path / "saved", FRUITS)
+    state_input(model)
+    assert model_config(str(model), FRUITS).to_dict() == model_config(str(fruits), FRUITS).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"do_center_crop": False}, "its image processor has do_center_crop false, and training knows"),
+        ({"image_std": 0.0}, "image_std must be a positive number, or one for each of 3 channels, got 0.0"),
+    ],
+    ids=str,
+)
+def test_an_image_processor_that_training_cannot_follow_is_refused(settings, problem, tmp_path):
+    model = save_model(tmp_path / "saved", FRUITS)
+    (model / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError) as error:
+        model_config(str(model), FRUITS)
+    assert str(error.value).startswith(f"model {model} cannot be loaded: {problem}")
+
+
+@pytest.mark.parametrize("has_processor", [True, False])
+def test_a_model_of_gray_images_is_refused(has_processor, tmp_path):
+    config = TinyNetConfig.from_variant(
+        "tinynet_e", image_size=32, num_labels=3, num_channels=1, image_mean=[0.5], image_std=[0.5]
+    )
+    TinyNetForImageClassification(config).save_pretrained(tmp_path)
+    if has_processor:
+        TinyNetImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="it takes images of num_channels 1, and"):
+        build(tmp_path, UNNAMED)
 
 
 # Mistakes

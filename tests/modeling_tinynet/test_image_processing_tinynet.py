@@ -501,7 +501,9 @@ def test_another_transform_of_timms_is_refused(settings, problem, tmp_path, chin
 
 
 @pytest.mark.parametrize(
-    "settings", [{"image_std": [0.0, 0.0, 0.0]}, {"size": -3}, {"resample": 9}, {"do_grayscale": True}], ids=str
+    "settings",
+    [{"image_std": [0.0, 0.0, 0.0]}, {"size": -3}, {"resample": 9}, {"image_mean": [0.5] * 3, "do_grayscale": True}],
+    ids=str,
 )
 def test_settings_that_cannot_be_followed_are_refused_when_they_are_made_or_passed(settings, china):
     for make in (TinyNetImageProcessor, lambda **settings: TinyNetImageProcessor()(china, **settings)):

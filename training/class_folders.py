@@ -97,7 +97,8 @@ def read_class_folders(root: Path, train_split: str, validation_split: str | Non
     if unused:
         notes.append(f"not used: {listed(unused)}")
     if stray := sort_files(root, files).images:
-        notes.append(f"not used: {len(stray):,} images beside the splits ({listed(stray, 3)})")
+        images = "1 image" if len(stray) == 1 else f"{len(stray):,} images"
+        notes.append(f"not used: {images} beside the splits ({listed(stray, 3)})")
     return FoundSplits(read, notes + tree.notes(), tree.num_other_files)
 
 
@@ -122,9 +123,10 @@ def _classes_alone(
             f"give {inner} as the dataset"
         )
     if all(map(names_no_class, folders)):
-        if inside:
+        if inside or any(list_folder(root / name)[0] for name in folders):
             raise DataError(f"{root} has no folder {train_split!r}, but {listed(folders)}: name one by train_split")
-        raise DataError(_without_labels(f"folder {inner}", inner, files))
+        flat = root / next((name for name in folders if "train" in name.lower()), folders[0])
+        raise DataError(_without_labels(f"folder {flat}", flat, files))
     tree = _Tree(root)
     read = {train_split: _read_split(tree, root, files, every_class=True)}
     notes = [f"classes, though called like splits: {listed(named)}"] if named else []

@@ -34,7 +34,21 @@ def write(root, **files):
 
 def test_pillows_endings_are_images():
     """The witness is Pillow: what it writes and reads by one of its endings."""
-    usual = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
+    usual = {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+    }
     assert usual <= IMAGE_ENDINGS
     assert {".mpo", ".jp2", ".tga", ".ico", ".psd"} <= IMAGE_ENDINGS
     assert not IMAGE_ENDINGS & OTHER_ENDINGS and not IMAGE_ENDINGS & UNREAD_ENDINGS.keys()
@@ -49,7 +63,12 @@ def test_an_image_without_a_telling_ending_is_found_by_its_content(tmp_path, kin
 
 
 def test_text_and_system_files_are_no_images(tmp_path):
-    files = {"Thumbs.db": b"\xd0\xcf\x11\xe0", "notes.txt": b"six legs", "README": b"BMW and II* and GIF", "empty": b""}
+    files = {
+        "Thumbs.db": b"\xd0\xcf\x11\xe0",
+        "notes.txt": b"six legs",
+        "README": b"BMW and II* and GIF",
+        "empty": b"",
+    }
     names = write(tmp_path, **files)
     assert sort_files(tmp_path, names).others == names
 
@@ -60,7 +79,9 @@ def test_only_files_without_a_telling_ending_are_opened(tmp_path, monkeypatch):
     sort_files(tmp_path / "not there", names)  # nothing to open
     with pytest.raises(DataError, match=r"/n01440764 cannot be read: Permission denied$"):
         write(tmp_path, n01440764=b"")
-        monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        monkeypatch.setattr(
+            "builtins.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        )
         sort_files(tmp_path, ["n01440764"])
 
 
@@ -99,7 +120,9 @@ def test_images_of_a_telephone_are_refused_with_what_helps(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("start", "sentence"), [(HEIC_START, "is HEIC: pip install pillow-heif"), (b"?", "is not an")])
+@pytest.mark.parametrize(
+    ("start", "sentence"), [(HEIC_START, "is HEIC: pip install pillow-heif"), (b"?", "is not an")]
+)
 def test_an_undecodable_image_says_what_it_is(start, sentence):
     """A telephone's image that was renamed to .jpg, or stands in Parquet."""
     with pytest.raises(ImageDecodeError, match=f"^image: {sentence}"):

@@ -68,8 +68,7 @@ def read_class_folders(root: Path, train_split: str, validation_split: str | Non
         DataError: the tree cannot be trained on as it is.
     """
     folders, files, _ = list_folder(root)
-    images = sort_files(root, files).images if not folders else []
-    if not folders and not images:
+    if not folders and not holds_images(root):
         only = f", only {listed(files, 3)}" if files else ""
         unpack = (
             ": unpack it"
@@ -96,7 +95,8 @@ def read_class_folders(root: Path, train_split: str, validation_split: str | Non
     unused = [name for name in folders if name not in read and name not in passed_over and holds_images(root / name)]
     if unused:
         notes.append(f"not used: {listed(unused)}")
-    if stray := sort_files(root, files).images:
+    beside = sort_files(root, files)
+    if stray := sorted([*beside.images, *(name for name, _ in beside.unread)]):
         images = "1 image" if len(stray) == 1 else f"{len(stray):,} images"
         notes.append(f"not used: {images} beside the splits ({listed(stray, 3)})")
     return FoundSplits(read, notes + tree.notes(), tree.num_other_files)
@@ -115,22 +115,32 @@ def _classes_alone(
     root: Path, folders: list[str], files: list[str], named: list[str], train_split: str
 ) -> FoundSplits:
     """Read `<root>/<class>/<image>`."""
-    inner = root / folders[0]
-    inside = list_folder(inner)[0]
-    if len(folders) == 1 and inside:
+    if list_folder(root / folders[0])[0] and len(folders) > 1 and all(list_folder(root / name)[0] for name in folders):
         raise DataError(
-            f"{root} holds nothing but the folder {folders[0]}, with {listed(inside, 3)} in it: "
-            f"give {inner} as the dataset"
+            f"{root} has no folder {train_split!r}, and its folders {listed(folders)} hold folders: name the one to "
+            "train on by train_split, or give one of them as the dataset"
         )
-    if all(map(names_no_class, folders)):
-        if inside or any(list_folder(root / name)[0] for name in folders):
-            raise DataError(f"{root} has no folder {train_split!r}, but {listed(folders)}: name one by train_split")
-        flat = root / next((name for name in folders if "train" in name.lower()), folders[0])
-        raise DataError(_without_labels(f"folder {flat}", flat, files))
+    if len(folders) == 1 or any(map(names_no_class, folders)):
+        _refuse_folders_for_a_purpose(root, folders, files)
     tree = _Tree(root)
     read = {train_split: _read_split(tree, root, files, every_class=True)}
     notes = [f"classes, though called like splits: {listed(named)}"] if named else []
     return FoundSplits(read, notes + tree.notes(), tree.num_other_files)
+
+
+def _refuse_folders_for_a_purpose(root: Path, folders: list[str], files: list[str]) -> None:
+    """Refuse `images/` beside `annotations/`, or a folder with the dataset in it, where classes are expected."""
+    with_images = [name for name in folders if holds_images(root / name, depth=3)]
+    inner = root / next((name for name in with_images if "train" in name.lower()), folders[0])
+    if len(with_images) == 1:
+        inner = root / with_images[0]
+        if inside := list_folder(inner)[0]:
+            raise DataError(
+                f"the images of {root} lie in its folder {inner.name}, with {listed(inside, 3)} in it: "
+                f"give {inner} as the dataset"
+            )
+    if with_images and all(map(names_no_class, with_images)):
+        raise DataError(_without_labels(f"folder {inner}", inner, files))
 
 
 def _choose_validation(
@@ -165,7 +175,7 @@ def _read_split(tree: _Tree, root: Path, tables: list[str], every_class: bool) -
     """Read `<root>/<class>/<image>`; with `every_class`, each folder must hold images."""
     class_names, files, hidden = list_folder(root)
     found = sort_files(root, files)
-    stray = next(iter(found.images), None)
+    stray = next(iter([*found.images, *(name for name, _ in found.unread)]), None)
     if stray and not class_names:
         raise DataError(f"{_without_labels(f'split {root}', root, tables)}, or move it away")
     if stray:
@@ -176,6 +186,11 @@ def _read_split(tree: _Tree, root: Path, tables: list[str], every_class: bool) -
     for label, class_name in enumerate(class_names):
         folder = root / class_name
         nested, files, hidden = list_folder(folder)
+        if nested and (folder / nested[0] / "recipe.yaml").is_file():
+            raise DataError(
+                f"{folder / nested[0]} is a run of train.py inside the dataset: move {folder} away, and name its new "
+                "place by output_dir"
+            )
         if nested:
             raise DataError(
                 f"folder {folder / nested[0]} lies inside a class folder, where only images may lie: move its images "
@@ -206,5 +221,5 @@ def _unread_images(root: Path, unread: list[tuple[Path, str]], num_read: int) ->
     total = num_read + len(unread)
     return (
         f"{count:,} of the {total:,} images in {root} are {kind}, such as {example}, and cannot be read here: "
-        f"{remedy(kind)}, or move such files away"
+        f"{remedy(kind)}, or move them away"
     )

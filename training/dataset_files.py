@@ -38,11 +38,15 @@ def read_splits(
     Raises:
         DataError: the dataset is missing or damaged, or it is not clear which of its files are meant.
     """
+    if not dataset.strip():
+        raise DataError(f"a dataset must have a name, got {dataset!r}")
     if dataset == "digits":
         _refuse_streaming(dataset, streaming)
         return FoundSplits({"train": _digits()})
     path = Path(dataset).expanduser()
     if not path.exists():
+        if address := re.match(r"(?:hf:/|https?://[^/]+)/datasets/([^/]+/[^/]+)", dataset):
+            raise DataError(f"{dataset} is an address: give the dataset's id alone, {address[1]}")
         if not is_hub_id(dataset):
             raise DataError(f"folder {dataset} does not exist")
         return FoundSplits(load_hub_dataset(dataset, name=name, streaming=streaming))
@@ -65,7 +69,10 @@ def read_splits(
         raise DataError(_two_datasets(path, chosen, classes, is_metadata))
     if found.parquet:
         _require_same_features(found.parquet)
-    read = _load(dataset, os.path.abspath(path), name=name, streaming=streaming)
+    try:
+        read = _load(dataset, os.path.abspath(path), name=name, streaming=streaming)
+    except DataError as error:
+        raise DataError(f"{chosen} decides how {dataset} is read, but {error}") from error
     if found.tar and not found.parquet and streaming:
         read = _with_tar_sizes(read, path)
     return FoundSplits(read, _unlisted_images(path, read) if is_metadata and not streaming else [])

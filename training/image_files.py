@@ -133,7 +133,7 @@ def unread_kind(start: bytes) -> str | None:
 
 def remedy(kind: str) -> str:
     """What to do about an image of a kind that cannot be read, as a part of a sentence."""
-    return f"{REMEDIES[kind]} reads it, or convert it to JPEG" if kind in REMEDIES else "convert it to JPEG"
+    return f"{REMEDIES[kind]}, or convert to JPEG" if kind in REMEDIES else "convert to JPEG"
 
 
 def _kind_by_package(start: bytes) -> str | None:

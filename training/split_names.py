@@ -10,7 +10,7 @@ TEST_NAMES = ("eval", "evaluation", "test", "testing")
 
 # Words in names of folders that say nothing about what is in the images.
 EMPTY_WORDS = {"all", "data", "dataset", "images", "image", "imgs", "img", "input", "jpeg", "jpegs", "jpg", "media"}
-EMPTY_WORDS |= {"photos", "pics", "pictures", "png", "set", "static", "assets", "docs", "figures"}
+EMPTY_WORDS |= {"photos", "pics", "pictures", "png", "set", "static", "assets", "docs", "figures", "jpegimages"}
 
 
 def is_split_name(name: str) -> bool:

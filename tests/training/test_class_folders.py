@@ -142,7 +142,7 @@ def test_one_split_can_be_trained_and_evaluated_on(tmp_path):
 def test_a_wrapper_folder_is_named(tmp_path, inside):
     dataset = write_tree(tmp_path, *inside, "__MACOSX/set/._1.jpg", "README.txt")
     names = "ant, bee" if len(inside) == 2 else "train, val"
-    refuses(f"{{}} holds nothing but the folder set, with {names} in it: give {{}}/set as the dataset", dataset)
+    refuses(f"the images of {{}} lie in its folder set, with {names} in it: give {{}}/set as the dataset", dataset)
     assert load_splits(f"{dataset}/set", validation_fraction=0.5) if len(inside) == 4 else True
 
 
@@ -171,8 +171,27 @@ def test_folders_that_systems_leave_behind_are_no_classes(tmp_path):
         ),
         (
             [*tree("train_images", "val_images")],
-            "{} has no folder 'train', but train_images, val_images: name one by train_split",
+            "{} has no folder 'train', and its folders train_images, val_images hold folders: name the one to train "
+            "on by train_split, or give one of them as the dataset",
         ),
+        (
+            ["images/1.jpg", "images/2.jpg", "annotations/1.xml", "classes.txt"],
+            f"folder {{}}/images has images, but no labels: {SORT.format('{}/images')}",
+        ),
+        (
+            [*tree("images"), "meta/classes.txt"],
+            "the images of {} lie in its folder images, with ant, bee in it: give {}/images as the dataset",
+        ),
+        (
+            [*tree("."), "runs/first/recipe.yaml", "runs/first/curves.jpg"],
+            "{}/runs/first is a run of train.py inside the dataset: move {}/runs away, and name its new place by "
+            "output_dir",
+        ),
+        (
+            [*tree("train"), "train/1.heic"],
+            "{}/train/1.heic lies outside of the class folders: move it into one, or away",
+        ),
+        (["1.heic"], f"{{}} has images, but no labels: {SORT.format('{}')}"),
         (
             ["train/ant/images/1.jpg", "train/bee/images/1.jpg"],
             "folder {}/train/ant/images lies inside a class folder, where only images may lie: move its images up "
@@ -271,7 +290,7 @@ def test_a_damaged_folder_of_save_to_disk_is_one_sentence(tmp_path, rows):
         load_splits(str(tmp_path))
 
 
-# Missing folders
+# Names that are no folder
 
 
 @pytest.mark.parametrize("name", ["./data/missing", "data/missing", "data/missing/", "missing/", "my images", "été"])
@@ -281,3 +300,21 @@ def test_a_missing_folder_is_never_looked_for_on_the_hub(tmp_path, monkeypatch, 
     started_at = time.perf_counter()
     refuses("folder {} does not exist", name)
     assert time.perf_counter() - started_at < 1
+
+
+@pytest.mark.parametrize("address", ["hf://datasets/me/ants", "https://huggingface.co/datasets/me/ants/tree/main"])
+def test_an_address_is_told_from_an_id(address):
+    refuses("{} is an address: give the dataset's id alone, me/ants", address)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_dataset_without_a_name_is_not_the_current_folder(name):
+    refuses(f"a dataset must have a name, got {name!r}", name)
+
+
+def test_a_folder_may_be_called_like_a_format(tmp_path, monkeypatch, rows):
+    """`datasets` takes such a name for its own reader of that format."""
+    (tmp_path / "parquet").mkdir()
+    rows.to_parquet(tmp_path / "parquet" / "train.parquet")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_splits("parquet").train) == 8

@@ -116,7 +116,7 @@ def test_images_of_a_telephone_are_refused_with_what_helps(tmp_path):
         load_splits(str(tmp_path))
     assert str(error.value) == (
         f"3 of the 6 images in {tmp_path}/train are HEIC, such as {tmp_path}/train/bee/IMG_0.HEIC, and cannot be read "
-        "here: pip install pillow-heif reads it, or convert it to JPEG, or move such files away"
+        "here: pip install pillow-heif, or convert to JPEG, or move them away"
     )
 
 

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from training.data_error import DataError
+from training.data_error import DataError, listed
 
 CONNECT_TIMEOUT_S = 10.0
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError)
@@ -38,8 +38,7 @@ def load_hub_dataset(
         return datasets.load_dataset(dataset, name=name, streaming=streaming)
     except LOADING_ERRORS as error:
         refusal = None if _is_offline() else _refusal(dataset)
-        reason = refusal or f"dataset {dataset} of the Hub cannot be loaded: {one_line(error)}"
-        raise DataError(reason) from error
+        raise DataError(refusal or loading_failure(dataset, name, error)) from error
 
 
 def is_hub_id(dataset: str) -> bool:
@@ -53,6 +52,18 @@ def is_hub_id(dataset: str) -> bool:
     except HFValidationError:
         return False
     return len(path.parts) == 1 or not path.parent.is_dir()
+
+
+def loading_failure(dataset: str, name: str | None, error: BaseException) -> str:
+    """The sentence on a dataset that `datasets` cannot load, of the Hub or not."""
+    try:
+        names = datasets.get_dataset_config_names(dataset)
+    except LOADING_ERRORS:
+        names = []
+    if names and name not in names and (name or len(names) > 1):
+        problem = f"no configuration {name!r}" if name else "several configurations"
+        return f"{dataset} has {problem}: name one of {listed(names)} by dataset_name"
+    return f"dataset {dataset} cannot be loaded: {one_line(error)}"
 
 
 def one_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from training.split_names import (
     validation_candidates,
 )
 
+ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".gz", ".7z")
 TABLE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".xls")  # of files that may hold labels
 
 
@@ -45,7 +46,7 @@ class _Tree:
 
     def leave_out(self, folder: Path, names: list[str]) -> None:
         self.num_other_files += len(names)
-        named = names[: 3 - len(self.other_files)] if len(self.other_files) < 3 else []
+        named = names[: max(0, 3 - len(self.other_files))]
         self.other_files += [str((folder / name).relative_to(self.root)) for name in named]
 
     def notes(self) -> list[str]:
@@ -70,12 +71,8 @@ def read_class_folders(root: Path, train_split: str, validation_split: str | Non
     folders, files, _ = list_folder(root)
     if not folders and not holds_images(root):
         only = f", only {listed(files, 3)}" if files else ""
-        unpack = (
-            ": unpack it"
-            if any(name.lower().endswith((".zip", ".tar", ".tgz", ".gz", ".7z")) for name in files)
-            else ""
-        )
-        raise DataError(f"folder {root} holds no images{only}{unpack}")
+        archives = [name for name in files if name.lower().endswith(ARCHIVE_ENDINGS)]
+        raise DataError(f"folder {root} holds no images{only}{': unpack it' if archives else ''}")
     named = [name for name in folders if is_split_name(name) or name in (train_split, validation_split)]
     # A split holds class folders. A folder of images called "train" or "valid" is a class like any other...
     if len(named) < len(folders) and not any(list_folder(root / name)[0] for name in named):

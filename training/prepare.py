@@ -62,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_data_flags(parser)
     copy = parser.add_argument_group("the copy")
-    copy.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    copy.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="a new folder, outside of the dataset"
+    )
     copy.add_argument(
         "--shorter_side", type=whole_number(1), default=256, metavar="N", help="in pixels (default: %(default)s)"
     )

@@ -25,7 +25,14 @@ MAY_IMPORT = {
     "convert_checkpoint.py": set(),
 }
 # Distributions whose import name is another.
-IMPORT_NAMES = {"pillow": "PIL", "protobuf": "google", "pyyaml": "yaml", "scikit-learn": "sklearn"}
+IMPORT_NAMES = {
+    "pillow": "PIL",
+    "pillow-heif": "pillow_heif",
+    "pillow-jxl-plugin": "pillow_jxl",
+    "protobuf": "google",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+}
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 # Written so that this file does not hold what it looks for.
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(tmp|root|home|work|Users)/")
@@ -129,7 +136,7 @@ def test_wheel_imports_only_its_dependencies():
 
 def test_the_rest_imports_only_what_its_extras_declare():
     rest = [path for path in TREES if path.parts[0] not in {"tests", "benchmarks"}]
-    assert undeclared(rest, extras=["train", "fast", "convert"]) == []
+    assert undeclared(rest, extras=["train", "fast", "formats", "convert"]) == []
 
 
 def test_wheel_annotations_are_not_strings():

@@ -26,6 +26,7 @@ what it looks for:
   undecodable pictures (empty, damaged, web pages named .jpg, floating-point pixels, ...): each would end a run
   leaks: validation pictures that are training pictures too, byte for byte, so that the accuracy is too good
   copies within a split, and the same picture under several labels
+  files in class folders that are hidden or no image
   classes that are small, or absent from a split, and the order of the classes
   sizes, formats and modes, and what training changes: EXIF rotation, frames, transparency, 16 bit
 
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 progress=bar.update,
             )
     summary = summarize(audited["train"], audited["validation"], splits.class_names, options.max_listed)
+    summary["other_files"] = splits.num_other_files
     print(report(summary), verdict(summary), sep="\n\n")
     if options.report:
         try:

@@ -27,6 +27,7 @@ def verdict(summary: dict[str, Any]) -> str:
     """One line: whether training would stop, and all that is worth a look."""
     splits, copies = summary["splits"], summary["duplicates"]
     findings = [
+        ("files that are hidden or no image", summary["other_files"]),
         ("in both splits", copies["leaks"]["count"]),
         *((f"repeated within {name}", copies[name]["count"]) for name in splits),
         ("under several labels", copies["labels"]["count"]),

@@ -23,6 +23,7 @@ import PIL.Image
 import torch
 
 from modeling_tinynet.image_processing_tinynet import exif_transposition, pil_to_rgb, upright
+from training.image_files import FIRST_BYTES, remedy, unread_kind
 
 try:
     import simplejpeg
@@ -79,7 +80,9 @@ def decode_rgb(image: dict[str, Any] | bytes | PIL.Image.Image, name: str = "ima
     try:
         picture = PIL.Image.open(io.BytesIO(data))
     except PIL.UnidentifiedImageError:
-        raise ImageDecodeError(f"{name}: is not an image, or of a kind that Pillow does not know") from None
+        kind = unread_kind(data[:FIRST_BYTES])
+        reason = f"is {kind}: {remedy(kind)}" if kind else "is not an image, or of a kind that Pillow does not know"
+        raise ImageDecodeError(f"{name}: {reason}") from None
     except DECODING_ERRORS as error:
         raise ImageDecodeError(f"{name}: {error}") from None
     return _to_tensor(np.array(_pillow_rgb(picture, name)))

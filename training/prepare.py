@@ -24,7 +24,7 @@ from training.display import format_duration, format_speed
 from training.environment import environment
 from training.fingerprint import data_fingerprint
 from training.loader_workers import begin_worker
-from training.prepared_copy import PreparedCopy, PrepareError, Shard, plan_shards
+from training.prepared_copy import PreparedCopy, PrepareError, Shard, plan_shards, require_apart
 from training.shrinking import ShrunkenPictures
 from training.sources import Splits, load_splits
 
@@ -62,7 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_data_flags(parser)
     copy = parser.add_argument_group("the copy")
-    copy.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    copy.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="a new folder, outside of the dataset"
+    )
     copy.add_argument(
         "--shorter_side", type=whole_number(1), default=256, metavar="N", help="in pixels (default: %(default)s)"
     )
@@ -98,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"argument --quality: must be a whole number from 1 to 100, got {options.quality}")
     config = data_config(parser, options)
     try:
+        require_apart(config.dataset, options.output)
         splits = load_splits(config.dataset, **config.source())
         print(splits.description, flush=True)  # or workers, which are forks, print it too
         prepare(splits, config.dataset, options)

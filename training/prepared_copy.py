@@ -54,6 +54,24 @@ def plan_shards(split: str, num_samples: int, shard_size: int) -> list[Shard]:
     ]
 
 
+def require_apart(dataset: str, output: Path) -> None:
+    """Refuse an output inside the folder of the dataset, where it would be read as the dataset from then on.
+
+    Raises:
+        PrepareError: one lies inside the other, with links followed or not.
+    """
+    source = Path(dataset).expanduser()
+    if not source.is_dir():  # a dataset of the Hub, or a file
+        return
+    for follow in (os.path.abspath, os.path.realpath):
+        folder, copy = Path(follow(source)), Path(follow(output.expanduser()))
+        partial = copy.with_name(f"{copy.name}.partial")
+        if folder == copy or folder in copy.parents:
+            raise PrepareError(f"--output {output} lies inside the dataset {dataset}: choose a folder outside of it")
+        if copy in folder.parents or folder == partial or partial in folder.parents:
+            raise PrepareError(f"the dataset {dataset} lies inside --output {output}: choose another folder")
+
+
 class PreparedCopy:
     """A copy that is being made, or is complete.
 

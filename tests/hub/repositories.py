@@ -19,11 +19,12 @@ class HubError(Exception):
 
 @dataclass(frozen=True)
 class User:
-    """Who a token belongs to. `role` is the token's: read or write."""
+    """Who a token belongs to. `role` and `may_read_gated` are the token's: read or write, and fine-grained rights."""
 
     name: str
     role: str = "write"
     organizations: tuple[str, ...] = ()
+    may_read_gated: bool = True
 
     def may_write(self, namespace: str) -> bool:
         return self.role == "write" and namespace in (self.name, *self.organizations)
@@ -76,6 +77,7 @@ class Repository:
     kind: str  # model or dataset
     id: str
     private: bool = False
+    accepted_by: frozenset[str] | None = None  # whom the owner of a gated repository let in; None: not gated
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     tags: set[str] = field(default_factory=set)

@@ -99,6 +99,19 @@ class Pages(HubHandler):
             raise HubError(404 if self.user else 401, "Repository not found", "RepoNotFound")
         return repository
 
+    def accessible(self, kind: str, id: str) -> Repository:
+        """Whose files may be read: of a gated repository, whoever accepted its terms."""
+        repository = self.readable(kind, id)
+        if repository.accepted_by is None:
+            return repository
+        if self.user is None or self.user.name not in repository.accepted_by:
+            raise HubError(403 if self.user else 401, f"Access to {kind} {id} is restricted.", "GatedRepo")
+        if not self.user.may_read_gated:
+            raise HubError(
+                403, "Please enable access to public gated repositories in your fine-grained token settings"
+            )
+        return repository
+
     def writable(self, kind: str, id: str) -> Repository:
         repository = self.readable(kind, id)
         self.check_writer(id.partition("/")[0])
@@ -239,7 +252,7 @@ class Pages(HubHandler):
             "author": id.partition("/")[0],
             "sha": commit.sha,
             "private": repository.private,
-            "gated": False,
+            "gated": "auto" if repository.accepted_by is not None else False,
             "disabled": False,
             "downloads": 0,
             "likes": 0,
@@ -251,6 +264,10 @@ class Pages(HubHandler):
         if kind == "model" and "config.json" in commit.files:
             facts["library_name"], facts["pipeline_tag"] = "transformers", "image-classification"
         self.send(200, facts)
+
+    def auth_check(self, body: bytes, kind: str, id: str) -> None:
+        self.accessible(kind, id)
+        self.send(200, {})
 
     def tree(self, body: bytes, kind: str, id: str, revision: str, folder: str = "") -> None:
         commit = self.readable(kind, id).commit(revision)
@@ -281,7 +298,7 @@ class Pages(HubHandler):
 
     def resolve(self, body: bytes, id: str, revision: str, path: str, prefix: str = "") -> None:
         kind = "dataset" if prefix else "model"
-        commit, blob = self.readable(kind, id).blob(revision, path)
+        commit, blob = self.accessible(kind, id).blob(revision, path)
         headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
         if blob.is_lfs:
             headers |= {"X-Linked-ETag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.data))}
@@ -310,6 +327,7 @@ Pages.routes = (
     (("POST",), rf"{API}/branch/(?P<name>[^/]+)", Pages.branch),
     (("POST",), rf"{API}/tag/{REVISION}", Pages.tag),
     (("GET",), rf"{API}/refs", Pages.refs),
+    (("GET",), rf"{API}/auth-check", Pages.auth_check),
     (("GET",), rf"{API}(?:/revision/{REVISION})?", Pages.info),
     (("GET",), rf"{API}/tree/{REVISION}(?P<folder>/.*)?", Pages.tree),
     (("POST",), rf"{API}/paths-info/{REVISION}", Pages.paths_info),

@@ -311,6 +311,20 @@ def test_warnings_alone_are_exit_code_0(tmp_path, capsys):
     assert last.startswith("verdict: nothing stops training: all 14 pictures can be decoded; warnings: in both splits")
 
 
+def test_files_that_are_no_images_are_a_warning(tmp_path, capsys):
+    """Also a photograph that is hidden; one without an ending is read."""
+    others = {"train/ant/.hidden.jpg": GOOD, "train/ant/notes.txt": b"six legs", "val/Thumbs.db": b"thumbs"}
+    good = {path: data for path, (data, facts) in FILES.items() if facts}
+    path = tmp_path / "audit.json"
+    root = write_files(tmp_path / "pictures", good | others | {"train/bee/photo": COPIED})
+    assert main(["--dataset", str(root), "--num_workers", "0", "--report", str(path)]) == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    named = "train/ant/.hidden.jpg, train/ant/notes.txt, val/Thumbs.db"
+    assert first.endswith(f"; left out: 3 files that are hidden or no image ({named})")
+    assert "all 15 pictures can be decoded; warnings: files that are hidden or no image (3), in both splits" in last
+    assert json.loads(path.read_text())["other_files"] == 3
+
+
 def test_held_out_digits_are_counted_as_scikit_learn_has_them(tmp_path, capsys):
     from sklearn.datasets import load_digits
 

@@ -28,6 +28,7 @@ from training.sources import check_imagenet_counts, load_splits, num_samples
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 CLASS_LABEL = datasets.ClassLabel(names=["ant", "bee", "cat"])
+SORT = "sort them into one folder for each class, or write {}/metadata.csv with the columns file_name and label"
 
 
 def encode(pixels, kind="PNG", **options):
@@ -209,29 +210,30 @@ def test_folder_of_metadata_with_labels_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ([], "folder {} holds no pictures"),
-        (["train/", "val/ant/1.jpg"], "folder {}/train holds no pictures"),
-        (["1.jpg", "2.jpg"], "{} has pictures, but no labels: sort them into one folder for each class"),
+        ([], "folder {} holds no images"),
+        (["train/", "val/ant/1.jpg"], "folder {}/train holds no images"),
+        (["1.jpg", "2.jpg"], f"{{}} has images, but no labels: {SORT.format('{}')}"),
         (
             ["train/1.jpg", "test/2.jpg"],
-            "split {}/train has pictures, but no labels: sort them into one folder for each class, or move it away",
+            f"split {{}}/train has images, but no labels: {SORT.format('{}/train')}, or move it away",
         ),
         (
-            ["train/ant/1.jpg", "train/bee/1.jpg", "test/2.jpg"],
-            "split {}/test has pictures, but no labels: sort them into one folder for each class, or move it away",
+            ["train/ant/1.jpg", "train/bee/1.jpg", "val/2.jpg"],
+            f"split {{}}/val has images, but no labels: {SORT.format('{}/val')}, or move it away",
         ),
         (["val/ant/1.jpg", "val/bee/1.jpg"], "{} has no folder 'train'; its folders are val"),
         (
-            ["training/ant/1.jpg", "val/ant/1.jpg", "training/bee/1.jpg"],
-            "{} has no folder 'train'; its folders are training, val",
+            ["fit/ant/1.jpg", "val/ant/1.jpg", "fit/bee/1.jpg"],
+            "{} has no folder 'train'; its folders are fit, val",
         ),
         (
-            ["training/ant/1.jpg", "testing/ant/1.jpg"],
-            "folder {}/testing/ant lies inside a class folder, where only pictures may lie",
+            ["first/ant/1.jpg", "second/ant/1.jpg"],
+            "{} has no folder 'train', and its folders first, second hold folders: name the one to train on by "
+            "train_split, or give one of them as the dataset",
         ),
         (
             ["train/ant/1.jpg", "train/bee/", "train/cat/1.jpg"],
-            "class folder {}/train/bee holds no pictures (nothing): fill or delete it",
+            "class folder {}/train/bee holds no images (nothing): fill or delete it",
         ),
         (
             ["train/ant/1.jpg", "train/2.jpg", "train/bee/1.jpg"],
@@ -258,17 +260,23 @@ def test_folder_that_cannot_be_trained_on_is_refused(tmp_path, files, sentence):
 def test_class_folder_without_pictures_says_what_it_holds(tmp_path):
     dataset = write_folder(tmp_path, "train/ant/1.jpg", "train/bee/")
     (tmp_path / "train/bee/1.txt").write_text("a bee")
-    refuses("class folder {}/train/bee holds no pictures (only 1.txt): fill or delete it", dataset)
+    refuses("class folder {}/train/bee holds no images (only 1.txt): fill or delete it", dataset)
 
 
 @pytest.mark.fault("16 empty or missing classes, stray metadata")
 def test_stray_metadata_file_is_named(tmp_path):
     dataset = write_folder(tmp_path, "train/ant/1.jpg", "train/bee/1.jpg", "val/ant/1.jpg")
     (tmp_path / "train/metadata.csv").write_text("file_name,photographer\nant/1.jpg,me\nbee/1.jpg,you\n")
-    with pytest.raises(DataError) as error:
-        load_splits(dataset)
-    assert str(error.value).startswith(f"{dataset}/train/metadata.csv takes the place of the class folders, but ")
-    (tmp_path / "val/metadata.csv").write_text("file_name,photographer\nant/1.jpg,me\n")
+    refuses(
+        "{} can be read in two ways: move {}/train/metadata.csv away to train on its class folders, such as train/ant "
+        "and train/bee, or name the column of labels in that file by label_column",
+        dataset,
+    )
+
+
+def test_metadata_file_without_labels_is_named(tmp_path):
+    dataset = write_folder(tmp_path, "train/1.jpg", "train/2.jpg")
+    (tmp_path / "train/metadata.csv").write_text("file_name,photographer\n1.jpg,me\n2.jpg,you\n")
     refuses(
         "{}/train/metadata.csv takes the place of the class folders and has no label column: delete it, give it one, "
         "or name one by label_column; its columns are image, photographer",
@@ -285,14 +293,18 @@ def test_missing_folder_is_named(tmp_path):
 
 def test_file_that_is_no_data_set_is_refused(tmp_path):
     (tmp_path / "pictures.zip").write_bytes(b"")
-    refuses("{} is a file, but neither a folder of pictures nor a .parquet file", str(tmp_path / "pictures.zip"))
+    refuses(
+        "{} is a file, but neither a folder of images nor a .parquet file: unpack it if it is an archive",
+        str(tmp_path / "pictures.zip"),
+    )
 
 
 @pytest.mark.parametrize("dataset", ["nothing", "nobody/nothing"])
 def test_hub_id_that_cannot_be_reached_is_named(dataset):
     """Offline, as all tests are."""
     with pytest.raises(
-        DataError, match=rf"^data set {dataset} \(no such folder here, so a Hub id\) cannot be loaded: .+$"
+        DataError,
+        match=rf"^there is no folder {dataset} here, and no dataset of the Hub with this name in the cache: HF_",
     ):
         load_splits(dataset)
 
@@ -431,11 +443,28 @@ def test_class_label_out_of_range_is_named(tmp_path):
     refuses("label 3 of sample 2 of split 'train' of {} is none of the 3 classes", str(dataset))
 
 
-def test_test_split_without_labels_is_refused(tmp_path):
+@pytest.mark.parametrize("labels", [[-1, -1], [None, None]])
+def test_test_split_without_labels_is_passed_over_unless_named(tmp_path, labels):
     """ImageNet's own test split on the Hub: -1 throughout."""
+    dataset = str(tmp_path)
+    write_parquet(tmp_path / "train.parquet", [0, 1, 2] * 5)
+    write_parquet(tmp_path / "test.parquet", labels)
+    assert "; test has no labels and is not used" in load_splits(dataset).description
+    assert len(load_splits(dataset).validation) == 3
+    with pytest.raises(DataError, match=rf"^split 'test' of {dataset} has no labels: "):
+        load_splits(dataset, validation_split="test")
+
+
+def test_test_split_with_some_labels_missing_is_refused(tmp_path):
     write_parquet(tmp_path / "train.parquet", [0, 1, 2])
-    write_parquet(tmp_path / "test.parquet", [-1, -1])
-    refuses("split 'test' of {} has no labels: all are -1", str(tmp_path))
+    write_parquet(tmp_path / "test.parquet", [0, None])
+    refuses("sample 1 of split 'test' of {} has no label", str(tmp_path))
+
+
+def test_validation_split_without_labels_is_refused(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [0, 1, 2])
+    write_parquet(tmp_path / "validation.parquet", [-1, -1])
+    refuses("split 'validation' of {} has no labels: all are -1", str(tmp_path))
 
 
 def test_validation_label_unknown_in_training_is_named(tmp_path):
@@ -448,7 +477,7 @@ def test_validation_label_unknown_in_training_is_named(tmp_path):
 def test_damaged_parquet_is_refused_in_one_sentence(tmp_path):
     path = tmp_path / "train.parquet"
     path.write_bytes(b"hello")
-    with pytest.raises(DataError, match=rf"^data set {re.escape(str(path))} cannot be loaded: [^\n]+$"):
+    with pytest.raises(DataError, match=rf"^dataset {re.escape(str(path))} cannot be loaded: [^\n]+$"):
         load_splits(str(path))
 
 

@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,6 +217,54 @@ def test_another_source_is_refused(photos, tmp_path, capsys):
     write_photo_folder(other, crops_per_class=7, val_crops_per_class=2, classes=CLASSES)
     assert run("--dataset", other, "--output", output, "--shorter_side", 100) == 2
     assert "train_fingerprint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["{}", "{}/small", "{}/train/cat", "{}/../pictures/x", "link/small", "{}/link/x"])
+def test_an_output_inside_the_dataset_is_refused(output, tmp_path, capsys, monkeypatch):
+    """It would be read as the dataset from then on."""
+    source = tmp_path / "pictures"
+    write_photo_folder(source, crops_per_class=2, val_crops_per_class=1, classes=CLASSES)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(source)
+    (source / "link").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(source.rglob("*"))
+    for dataset in (source, "pictures", "./link"):
+        if output.startswith("{}/link") and dataset == "./link":
+            continue  # elsewhere by any way
+        assert run("--dataset", dataset, "--output", output.format("pictures")) == 2
+        assert capsys.readouterr().err == (
+            f"error: --output {output.format('pictures')} lies inside the dataset {dataset}: "
+            "choose a folder outside of it\n"
+        )
+    assert sorted(source.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("dataset", "output"), [("a/pictures", "a"), ("b.partial", "b"), ("b.partial/x", "b")])
+def test_a_dataset_inside_the_output_is_refused(dataset, output, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(dataset).mkdir(parents=True)
+    assert run("--dataset", dataset, "--output", output) == 2
+    assert capsys.readouterr().err == (
+        f"error: the dataset {dataset} lies inside --output {output}: choose another folder\n"
+    )
+
+
+def test_a_copy_that_was_left_inside_the_dataset_is_not_read_as_the_dataset(photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "pictures")
+    assert run("--dataset", photos, "--output", tmp_path / "pictures" / "small") == 0
+    assert run("--dataset", tmp_path / "pictures", "--output", tmp_path / "copy") == 2
+    assert " can be read in two ways: move " in capsys.readouterr().err
+
+
+def test_other_files_are_told(tmp_path, capsys):
+    source = tmp_path / "pictures"
+    write_photo_folder(source, crops_per_class=2, val_crops_per_class=1, classes=CLASSES)
+    (source / "train" / "cat" / "Thumbs.db").write_bytes(b"thumbs")
+    assert run("--dataset", source, "--output", tmp_path / "copy") == 0
+    left_out = "left out: 1 file that is hidden or no image (train/cat/Thumbs.db)"
+    assert left_out in capsys.readouterr().out
+    assert left_out in json.loads((tmp_path / "copy" / "prepared.json").read_text())["description"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])

@@ -71,6 +71,16 @@ def training(splits, plan, *, num_workers, rank=0, start_step=0, saved=None, **o
     return positions, positions.followed(iter(loader))
 
 
+def test_a_streamed_test_split_without_labels_is_told_before_training(tmp_path):
+    """Not after an epoch, when it is evaluated on."""
+    write_parquet(tmp_path / "train.parquet", range(6))
+    features = datasets.Features({"image": datasets.Image(), "label": CLASS_LABEL})
+    rows = {"image": [{"bytes": picture(0), "path": None}], "label": [-1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="has no validation split, and none can be held out of a stream; name one"):
+        load_splits(str(tmp_path), streaming=True)
+
+
 def test_stream_states_names_and_sizes(folder):
     splits = load_splits(folder, streaming=True)
     assert splits.class_names == ["ant", "bee", "cat"]

@@ -8,10 +8,8 @@ runs/<name>/recipe.yaml      the resolved recipe
 """
 
 import errno
-import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +23,7 @@ from modeling_tinynet import TinyNetForImageClassification, TinyNetImageProcesso
 from training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from training.decoding import decode_rgb
 from training.display import advice, format_duration
+from training.replace_folder import remove_leftovers, replace_folder, temporary_name
 from training.sources import Splits
 
 
@@ -73,6 +72,8 @@ def open_run(folder: Path, resume: str) -> Path | None:
     if checkpoint is None and (folder / "summary.json").exists():
         raise RunError(f"{folder} holds the result of a run without its checkpoints; choose another --run_name")
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("best", "last"):
+        remove_leftovers(folder / name)
     return checkpoint
 
 
@@ -121,25 +122,21 @@ def read_checkpoint(
 
 
 def save_model_folder(folder: Path, model: TinyNetForImageClassification, processor: TinyNetImageProcessor) -> None:
-    """Writes a complete `from_pretrained` folder, replacing the one before it whole: a kill leaves one or the other.
+    """Writes a complete `from_pretrained` folder and replaces the one before it, see `replace_folder`.
 
     Raises:
         OSError: it could not be written; the previous folder is intact.
     """
-    temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex}")
-    replaced = folder.with_name(f"{temporary.name}-replaced")
+    temporary = temporary_name(folder)
     try:
         try:
             model.save_pretrained(temporary)
         except SafetensorError as error:  # its word for a full disk
             raise OSError(errno.ENOSPC, f"{folder} cannot be written: {error}") from error
         processor.save_pretrained(temporary)
-        if folder.exists():
-            os.replace(folder, replaced)
-        os.replace(temporary, folder)
+        replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def print_result(run_folder: Path, summary: Mapping[str, Any], splits: Splits) -> None:

@@ -65,6 +65,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, resume)
     assert open_run(tmp_path / "run", resume) is None
 
 
+def test_what_a_kill_left_of_a_replacement_is_cleared_at_the_next_start(folder):
+    for name in (".tmp-best-1234-replaced", ".tmp-last-5678"):
+        (folder / name).mkdir()
+    open_run(folder, "auto")
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "checkpoints"]
+
+
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_a_result_without_checkpoints_is_not_overwritten(tmp_path, resume):
     (tmp_path / "run").mkdir()

@@ -107,7 +107,7 @@ def test_finished_run_is_left_alone(whole_run):
 def test_another_recipe_does_not_continue_a_run(whole_run):
     result = train(*WHOLE, "--epochs", "3", "--weight_decay", "0.5", folder=whole_run[0].parents[1])
     assert result.returncode != 0
-    assert "holds another run (epochs 2 -> 3, weight_decay 0.01 -> 0.5)" in result.stderr
+    assert "holds another run (weight_decay 0.01 -> 0.5)" in result.stderr
 
 
 def test_a_branch_from_a_checkpoint_ends_like_the_run_it_left(whole_run, tmp_path):

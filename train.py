@@ -57,7 +57,7 @@ from training.doctor import diagnose
 from training.ema import ExponentialMovingAverage
 from training.environment import environment
 from training.evaluation import evaluate
-from training.explain import explain_run, lr_schedule
+from training.explain import explain_run, lr_schedule, warmup_remark
 from training.fingerprint import data_fingerprint
 from training.interruption import EXIT_CODE, Interrupted, Interruption
 from training.loader_workers import batches_in_time, end_workers, workers_lost
@@ -264,8 +264,9 @@ def main(argv: list[str]) -> None:
         with mistakes_as_run_errors():
             metrics = MetricsLog(run_folder / "metrics.jsonl")
         metrics.truncate_after(start_step, epoch_end_due=progress.epoch_end_due)
-        if command_line.rescaling:
-            display.message(command_line.rescaling)
+        for remark in (command_line.rescaling, warmup_remark(config, plan.steps_per_epoch)):
+            if remark:
+                display.message(remark)
         display.message(splits.description)
         display.message(
             f"{config.model}: {network_config.parameter_count:,} parameters, {network_config.macs / 1e6:,.1f} M MACs "
@@ -488,7 +489,8 @@ def main(argv: list[str]) -> None:
         if is_finished or epochs_done % config.save_every_epochs == 0:
             with timer("saving"):
                 if is_main:
-                    save_curves(run_folder / "metrics.jsonl", run_folder / "curves.png")
+                    is_staircase = config.schedule == "staircase"
+                    save_curves(run_folder / "metrics.jsonl", run_folder / "curves.png", is_staircase=is_staircase)
                     save_model_folder(run_folder / "last", candidates[weights] if results else network, processor)
                     if is_finished:
                         summary = {

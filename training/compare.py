@@ -14,7 +14,16 @@ from typing import Any
 import yaml
 from matplotlib.lines import Line2D
 
-from training.curves import column, four_panels, legend, marker, start_at_zero, top_1_curve, write_png
+from training.curves import (
+    column,
+    four_panels,
+    legend,
+    lr_drawstyle,
+    marker,
+    start_at_zero,
+    top_1_curve,
+    write_png,
+)
 from training.display import format_duration, format_speed
 from training.records import Record, accuracy_percent, read_metrics
 
@@ -78,6 +87,8 @@ def comparison(runs: Sequence[Run]) -> str:
     text = _aligned(rows)
     if len({(run.summary["dataset"], run.summary["num_validation"]) for run in runs}) > 1:
         text += "\n\nThe runs were not evaluated on the same images, so their accuracies do not compare."
+    for names in _equal_runs(runs):
+        text += f"\n\nThe losses of {', '.join(names[:-1])} and {names[-1]} are equal at every step."
     differences = _recipe_differences(runs)
     if differences:
         text += "\n\n" + _aligned([("recipe", *(run.name for run in runs)), *differences])
@@ -87,18 +98,24 @@ def comparison(runs: Sequence[Run]) -> str:
 
 
 def save_comparison(runs: Sequence[Run], png_path: Path) -> None:
-    """Draw `runs` into one PNG, a colour each: smoothed loss, top-1, learning rate, images/s."""
+    """Draw `runs` into one PNG, a color each: smoothed loss, top-1, learning rate, images/s.
+
+    A run's lines are thinner than those of the runs before it, so that equal curves lie visibly on each other.
+    """
     with four_panels(f"{len(runs)} runs") as (figure, (loss, accuracy, lr, speed)):
         for index, run in enumerate(runs):
-            color = f"C{index}"
+            width = _line_width(index, len(runs))
+            line = {"color": f"C{index}", "linewidth": width}
+            point = line | {"markersize": width + 3}
             x = column(run.steps, "epoch")
-            loss.plot(x, column(run.steps, "loss_smoothed"), color=color, linewidth=2, label=run.name)
-            lr.plot(x, column(run.steps, "lr"), color=color, linewidth=2)
+            loss.plot(x, column(run.steps, "loss_smoothed"), label=run.name, **line)
+            style = lr_drawstyle(run.recipe.get("schedule") == "staircase")
+            lr.plot(x, column(run.steps, "lr"), drawstyle=style, **line)
             x = column(run.epochs, "epoch")
-            speed.plot(x, column(run.epochs, "images_per_s"), color=color, linewidth=2, marker=marker(x))
+            speed.plot(x, column(run.epochs, "images_per_s"), marker=marker(x), **point)
             for weights, line_style in (("raw", "--"), ("ema", "-")):
                 epochs, top_1 = top_1_curve(run.epochs, weights)
-                accuracy.plot(epochs, top_1, line_style, color=color, linewidth=2, marker=marker(epochs))
+                accuracy.plot(epochs, top_1, line_style, marker=marker(epochs), **point)
         start_at_zero(lr)
         start_at_zero(speed)
         speed.set_xlim(left=0)
@@ -130,10 +147,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _line_width(index: int, number: int) -> float:
+    """In points: the last run's is 2, and each before it is wider, by 3 points as long as none gets above 12."""
+    return 2 + (number - 1 - index) * min(3.0, 10.0 / max(1, number - 1))
+
+
 def _best(epochs: Sequence[Record], weights: str) -> str:
     evaluations = [record[weights] for record in epochs if record[weights]]
     best = max(evaluations, key=lambda counts: accuracy_percent(counts, 1), default=None)
     return f"{best['top_1_correct']}/{best['n']} = {accuracy_percent(best, 1):.3f} %" if best else "-"
+
+
+def _equal_runs(runs: Sequence[Run]) -> list[list[str]]:
+    """Names of runs that recorded the same losses, at least two in a list."""
+    groups: dict[tuple, list[str]] = {}
+    for run in runs:
+        losses = tuple((record["step"], record["loss"]) for record in run.steps)
+        groups.setdefault(losses, []).append(run.name)
+    return [names for losses, names in groups.items() if losses and len(names) > 1]
 
 
 def _recipe_differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:

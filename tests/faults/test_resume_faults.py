@@ -136,9 +136,10 @@ class Overflowing(NamedTuple):
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory) -> Overflowing:
-    """A run whose gradients are infinite from step 4 on."""
+    """A run whose gradients are infinite from step 4 on; and whose warm-up is as long as itself."""
     folder = tmp_path_factory.mktemp("overflowing")
     flags = (*NUMBERS, "--precision", "fp16", "--save_every", "7steps", "--keep", "99")
+    flags += ("--schedule", "staircase", "--warmup_epochs", "1")
     result = train("gradients", "4", "0", *flags, script=FP16, folder=folder)
     assert result.returncode == 2, result.stderr
     return Overflowing(folder, result.stdout, result.stderr)
@@ -174,6 +175,12 @@ def test_gradients_that_stay_infinite_end_the_run(overflowing):
         *("--resume", "runs/run/checkpoints/step-000021", "--run_name", "run-2"),
         *("--lr", "0.0015", "--max_grad_norm", "1", "--precision", "bf16"),
     ]
+
+
+def test_a_warm_up_that_outlasts_the_run_is_remarked_upon(overflowing):
+    assert "the run ends in its warm-up: warmup_epochs is 1 and epochs 1, so the learning rate gets to 1e-06" in (
+        overflowing.output
+    )
 
 
 @pytest.mark.only_thorough

@@ -100,29 +100,37 @@ def comparison(runs: Sequence[Run]) -> str:
 def save_comparison(runs: Sequence[Run], png_path: Path) -> None:
     """Draw `runs` into one PNG, a color each: smoothed loss, top-1, learning rate, images/s.
 
-    A run's lines are thinner than those of the runs before it, so that equal curves lie visibly on each other.
+    A curve is wider for each later one that it coincides with, so that both can be seen.
     """
+    colors = [f"C{index}" for index in range(len(runs))]
+    styles = [lr_drawstyle(run.recipe.get("schedule") == "staircase") for run in runs]
+    curves = {
+        "loss": [(column(run.steps, "epoch"), column(run.steps, "loss_smoothed")) for run in runs],
+        "lr": [(column(run.steps, "epoch"), column(run.steps, "lr")) for run in runs],
+        "speed": [(column(run.epochs, "epoch"), column(run.epochs, "images_per_s")) for run in runs],
+        "raw": [top_1_curve(run.epochs, "raw") for run in runs],
+        "ema": [top_1_curve(run.epochs, "ema") for run in runs],
+    }
     with four_panels(f"{len(runs)} runs") as (figure, (loss, accuracy, lr, speed)):
-        for index, run in enumerate(runs):
-            width = _line_width(index, len(runs))
-            line = {"color": f"C{index}", "linewidth": width}
-            point = line | {"markersize": width + 3}
-            x = column(run.steps, "epoch")
-            loss.plot(x, column(run.steps, "loss_smoothed"), label=run.name, **line)
-            style = lr_drawstyle(run.recipe.get("schedule") == "staircase")
-            lr.plot(x, column(run.steps, "lr"), drawstyle=style, **line)
-            x = column(run.epochs, "epoch")
-            speed.plot(x, column(run.epochs, "images_per_s"), marker=marker(x), **point)
-            for weights, line_style in (("raw", "--"), ("ema", "-")):
-                epochs, top_1 = top_1_curve(run.epochs, weights)
-                accuracy.plot(epochs, top_1, line_style, marker=marker(epochs), **point)
+        for name, axes in (("loss", loss), ("lr", lr), ("speed", speed), ("raw", accuracy), ("ema", accuracy)):
+            widths = _line_widths(curves[name])
+            for (x, y), width, color, style in zip(curves[name], widths, colors, styles, strict=True):
+                line = {"color": color, "linewidth": width, "linestyle": "--" if name == "raw" else "-"}
+                if name == "lr":
+                    line["drawstyle"] = style
+                elif name != "loss":
+                    line |= {"marker": marker(x), "markersize": width + 3}
+                axes.plot(x, y, **line)
         start_at_zero(lr)
         start_at_zero(speed)
         speed.set_xlim(left=0)
         raw = Line2D([], [], color="gray", linestyle="--", label="raw weights")
         ema = Line2D([], [], color="gray", linestyle="-", label="EMA weights")
         legend(accuracy, [raw, ema])
-        figure.legend(handles=loss.get_lines(), loc="outside lower center", ncols=min(len(runs), 5))
+        names = [
+            Line2D([], [], color=color, linewidth=2, label=run.name) for color, run in zip(colors, runs, strict=True)
+        ]
+        figure.legend(handles=names, loc="outside lower center", ncols=min(len(runs), 5))
         write_png(figure, png_path)
 
 
@@ -147,9 +155,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _line_width(index: int, number: int) -> float:
-    """In points: the last run's is 2, and each before it is wider, by 3 points as long as none gets above 12."""
-    return 2 + (number - 1 - index) * min(3.0, 10.0 / max(1, number - 1))
+def _line_widths(curves: Sequence[tuple[list[float], list[float]]]) -> list[float]:
+    """In points: 2, and 3 more for each later curve of the same points, as far as the shorter one goes."""
+
+    def coincide(one: tuple[list[float], list[float]], other: tuple[list[float], list[float]]) -> bool:
+        common = min(len(one[0]), len(other[0]))
+        return common > 0 and all(a[:common] == b[:common] for a, b in zip(one, other, strict=True))
+
+    later = [sum(coincide(curve, other) for other in curves[index + 1 :]) for index, curve in enumerate(curves)]
+    return [2 + min(3.0, 10.0 / max(later)) * number if number else 2.0 for number in later]
 
 
 def _best(epochs: Sequence[Record], weights: str) -> str:

@@ -55,7 +55,7 @@ from training.device_transforms import DeviceTransform
 from training.display import StepTimer, TrainingDisplay
 from training.doctor import diagnose
 from training.ema import ExponentialMovingAverage
-from training.environment import environment
+from training.environment import environment, machine
 from training.evaluation import evaluate
 from training.explain import explain_run, lr_schedule, warmup_remark
 from training.fingerprint import data_fingerprint
@@ -178,7 +178,7 @@ def main(argv: list[str]) -> None:
     if not config.streaming:
         for name, split in (("train", splits.train), ("validation", splits.validation)):
             data[f"{name}_fingerprint"] = data_fingerprint(split, splits.image_column, splits.label_column)
-    execution = config.execution() | {"num_processes": num_processes}
+    execution = config.execution() | {"num_processes": num_processes} | machine(device)
     progress, state, changes = Progress(), {}, []
     if checkpoint is not None:
         tensors, state, changes = read_checkpoint(

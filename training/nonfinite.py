@@ -1,5 +1,6 @@
 """Sentences for a loss or gradients that are not finite. An error names the flags that lead past it."""
 
+import shlex
 from pathlib import Path
 
 from training.config import TrainConfig
@@ -30,9 +31,19 @@ def ways_on(config: TrainConfig, run_folder: Path, resumed: Path | None, skipped
     if checkpoint is None:
         way = f"nothing is saved yet, so the same command may begin anew with {change}"
     else:
-        way = f"branch off with --resume {checkpoint} --run_name {run_folder.name}-2 and with {change}"
+        way = (
+            f"branch off with --resume {shlex.quote(str(checkpoint))} --run_name {_free(run_folder)} and with {change}"
+        )
     skip = f"--on_nonfinite skip:{skipped + MORE_SKIPS} leaves such steps out, or " if skipped else ""
     return f"the same command is likely to end here again; to get past it, {skip}{way}"
+
+
+def _free(run_folder: Path) -> str:
+    """The first of run-2, run-3, ... that is no run yet."""
+    number = 2
+    while run_folder.with_name(f"{run_folder.name}-{number}").exists():
+        number += 1
+    return f"{run_folder.name}-{number}"
 
 
 def _newest(checkpoints: Path) -> Path | None:

@@ -25,6 +25,10 @@ CONSEQUENCES = {
     "num_processes": "BatchNorm's statistics are those of other shares of a batch",
     "channels_last": "sums are rounded in another order",
     "compile": "sums are rounded in another order, and dropout has other random numbers",
+    "device": "sums are rounded in another order",
+    "torch": "sums may be rounded in another order",
+    "pillow": "pixels may differ a little",
+    "simplejpeg": "pixels may differ a little",
     "streaming": "the images of an epoch come in another order, so that the one under way meets some twice",
     "eval_every_epochs": "best/ is chosen among other epochs",
     "seed": "the epoch under way goes on in another order and meets some images twice",
@@ -50,7 +54,7 @@ def read_checkpoint(
     Args:
         run_folder: of this start. A checkpoint from elsewhere begins a branch.
         settings: of the result, with `class_names`.
-        execution: of this start, with `num_processes`.
+        execution: of this start, with `num_processes` and what `environment.machine` says.
         data: what the dataset is. It must be the checkpoint's, unless `allow_data_change`.
 
     Raises:
@@ -60,7 +64,8 @@ def read_checkpoint(
     tensors, state = load_checkpoint(path)
     if "settings" not in state:
         raise CheckpointError(f"{path} is not a checkpoint of a training run")
-    home, progress = path.parent.parent, state["progress"]
+    progress = state["progress"]
+    home = path.parent.parent if len(path.parts) > 2 else path.resolve().parent.parent
     is_branch = home.resolve() != run_folder.resolve()
     changed = _changed(state["settings"], settings)
     _refuse_changes(path, home, changed, settings, is_branch=is_branch)

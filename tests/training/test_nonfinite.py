@@ -1,6 +1,7 @@
 """The flags that an error names are those that the run needs."""
 
 import re
+import shlex
 
 import pytest
 
@@ -30,6 +31,15 @@ def test_the_newest_checkpoint_and_settings_that_differ_are_offered(precision, o
     assert flags_of(ways_on(config, run_folder, None, 4)) == ["--on_nonfinite skip:13", *branch]
     assert flags_of(ways_on(config, run_folder, None)) == branch
     parse_config([part for flag in branch for part in flag.split()])  # they are flags of train.py
+
+
+def test_a_branch_gets_a_name_that_is_free_and_a_path_that_a_shell_reads(tmp_path):
+    run_folder = tmp_path / "my runs" / "run"
+    newest = run_folder / "checkpoints" / "step-000010"
+    for folder in (newest, run_folder.with_name("run-2"), run_folder.with_name("run-3")):
+        folder.mkdir(parents=True)
+    words = shlex.split(ways_on(TrainConfig(), run_folder, None).partition("branch off with ")[2])
+    assert words[:4] == ["--resume", str(newest), "--run_name", "run-4"]
 
 
 def test_without_a_checkpoint_the_run_begins_anew(tmp_path):

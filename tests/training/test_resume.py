@@ -1,7 +1,10 @@
 """What a start may change of the run that it resumes, what is said about it, and what is refused."""
 
+import contextlib
 import copy
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +36,7 @@ def write(folder, config=CONFIG, *, step=10, **changes):
     state = {
         "progress": Progress(step=step).to_dict(),
         "settings": settings_of(config),
-        "execution": config.execution() | {"num_processes": 2},
+        "execution": config.execution() | {"num_processes": 2, "torch": "2.9.0"},
         "data": DATA,
     }
     state = {name: value for name, value in (state | changes).items() if value is not None}
@@ -41,13 +44,13 @@ def write(folder, config=CONFIG, *, step=10, **changes):
     return save_checkpoint(folder / "checkpoints", step, {"local": {"batch_norm": statistics}}, state)
 
 
-def read(path, run_folder, config, *, data=DATA, classes=CLASSES, num_processes=2, allow_data_change=False):
+def read(path, run_folder, config, *, data=DATA, classes=CLASSES, allow_data_change=False, **machine):
     """The sentences of a start of `config`."""
     _, _, sentences = read_checkpoint(
         path,
         run_folder,
         settings=settings_of(config, classes),
-        execution=config.execution() | {"num_processes": num_processes},
+        execution=config.execution() | {"num_processes": 2, "torch": "2.9.0"} | machine,
         data=data,
         allow_data_change=allow_data_change,
         steps_per_epoch=STEPS_PER_EPOCH,
@@ -153,6 +156,19 @@ def test_another_number_of_processes_is_said_also_of_an_old_checkpoint(run):
     sentence = "num_processes 2 -> 1: BatchNorm's statistics are those of other shares of a batch"
     assert read(write(run, step=4), run, CONFIG, num_processes=1) == [sentence]
     assert read(write(run, step=4, execution=None), run, CONFIG, num_processes=1) == [sentence]
+
+
+def test_another_machine_is_said(run):
+    present = {"torch": "2.10.0", "device": "GPU"}  # what device it was is not known
+    sentences = read(write(run, step=4), run, CONFIG, **present)
+    assert sentences == ["torch 2.9.0 -> 2.10.0: sums may be rounded in another order"]
+
+
+def test_a_checkpoint_named_from_within_its_folder_is_of_its_run(run, branch):
+    path = write(run)
+    sentence = f"the run in {re.escape(str(run))} is finished"
+    with contextlib.chdir(path.parent), pytest.raises(RunError, match=sentence):
+        read(Path(path.name), branch, CONFIG)
 
 
 def test_a_checkpoint_from_before_execution_was_recorded_is_resumed(run):

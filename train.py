@@ -68,7 +68,7 @@ from training.nonfinite import MOST_OVERFLOWS_IN_A_ROW, overflow, ways_on
 from training.optimizer import build_optimizer
 from training.progress import Progress
 from training.records import MetricsLog, write_atomically, write_summary
-from training.resume import read_checkpoint, restore
+from training.resume import is_branch, read_checkpoint, restore
 from training.run_folder import (
     RunError,
     default_run_name,
@@ -194,7 +194,7 @@ def main(argv: list[str]) -> None:
         restore(checkpoint, tensors, network, optimizer, ema, same_optimizer=same_optimizer)
         progress = Progress.from_dict(state["progress"])
         progress.note_changes(changes)
-        if not (run_folder / "best").exists():
+        if is_branch(checkpoint, run_folder) or not (run_folder / "best").exists():
             progress.best = None  # a branch has to find its own
     start_step, elapsed_before_s = progress.step, progress.elapsed_s
     if config.compile:
@@ -264,16 +264,18 @@ def main(argv: list[str]) -> None:
         with mistakes_as_run_errors():
             metrics = MetricsLog(run_folder / "metrics.jsonl")
         metrics.truncate_after(start_step, epoch_end_due=progress.epoch_end_due)
-        for remark in (command_line.rescaling, warmup_remark(config, plan.steps_per_epoch)):
-            if remark:
-                display.message(remark)
+        if command_line.rescaling:
+            display.message(command_line.rescaling)
+        if remark := warmup_remark(config, plan.steps_per_epoch):
+            display.message(f"learning rate: {remark}")
         display.message(splits.description)
         display.message(
             f"{config.model}: {network_config.parameter_count:,} parameters, {network_config.macs / 1e6:,.1f} M MACs "
             f"at {network_config.image_size} px; {head}; {num_processes} x {device.type}, precision "
             f"{config.precision}, {num_workers} loader workers each"
         )
-        display.message(f"{run_folder}: " + (f"going on from {checkpoint.name}" if checkpoint else "a new run"))
+        origin = checkpoint.name if checkpoint and not is_branch(checkpoint, run_folder) else checkpoint
+        display.message(f"{run_folder}: " + (f"going on from {origin}" if checkpoint else "a new run"))
         for change in changes:
             display.message(f"changed: {change}")
         if positions and checkpoint and not positions.is_exact:

@@ -121,10 +121,7 @@ def warmup_remark(config: TrainConfig, steps_per_epoch: int) -> str | None:
     if config.warmup_epochs < config.epochs:
         return None
     highest = lr_schedule(config, steps_per_epoch)(config.epochs * steps_per_epoch - 1)
-    return (
-        f"the run ends in its warm-up: warmup_epochs is {config.warmup_epochs:g} and epochs {config.epochs}, so the "
-        f"learning rate gets to {highest:.3g} and never to lr {config.lr:g}; fewer --warmup_epochs, or more --epochs"
-    )
+    return f"warmup_epochs {config.warmup_epochs:g} outlasts the run: at most {highest:.3g}, never lr {config.lr:g}"
 
 
 def save_lr_curve(

@@ -67,6 +67,6 @@ def _exchange(one: Path, other: Path) -> bool:
     if function(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
         return True
     number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV):  # EXDEV: some overlays
         return False
     raise OSError(number, os.strerror(number), str(other))

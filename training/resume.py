@@ -31,12 +31,18 @@ CONSEQUENCES = {
     "simplejpeg": "pixels may differ a little",
     "streaming": "the images of an epoch come in another order, so that the one under way meets some twice",
     "eval_every_epochs": "best/ is chosen among other epochs",
+    "num_train": "where epochs have another number of steps, its learning rates come at other images",
     "seed": "the epoch under way goes on in another order and meets some images twice",
     "model": "its weights are not read, the checkpoint's are",
     "optimizer": "its state begins anew",
 }
 
 Tensors = dict[str, dict[str, Tensor]]
+
+
+def is_branch(checkpoint: Path, run_folder: Path) -> bool:
+    """Whether a run in `run_folder` that resumes `checkpoint` leaves another run there."""
+    return checkpoint.resolve().parent.parent != run_folder.resolve()
 
 
 def read_checkpoint(
@@ -66,9 +72,11 @@ def read_checkpoint(
         raise CheckpointError(f"{path} is not a checkpoint of a training run")
     progress = state["progress"]
     home = path.parent.parent if len(path.parts) > 2 else path.resolve().parent.parent
-    is_branch = home.resolve() != run_folder.resolve()
     changed = _changed(state["settings"], settings)
-    _refuse_changes(path, home, changed, settings, is_branch=is_branch)
+    if is_branch(path, run_folder):
+        _refuse_in_a_branch(path, home, changed)
+    else:
+        _refuse_in_a_run(path, home, changed, settings["schedule"])
     # A stream has no fingerprints to compare.
     other_data = {name: (state["data"][name], data[name]) for name in data if name in state["data"]}
     other_data = {name: values for name, values in other_data.items() if values[0] != values[1]}
@@ -127,25 +135,20 @@ def restore(
         tensors["local"]["batch_norm"] = both
 
 
-def _refuse_changes(
-    path: Path, home: Path, changed: Mapping[str, tuple[Any, Any]], settings: Mapping[str, Any], *, is_branch: bool
-) -> None:
-    if is_branch:
-        for name in COUNTS_STEPS:
-            if name in changed:
-                raise RunError(
-                    f"{path} cannot be resumed with {_listed({name: changed[name]})}, because its steps are counted "
-                    f"in global batches; --model {home / 'last'} without --resume starts from the run's weights"
-                )
-        if "class_names" in changed:
+def _refuse_in_a_branch(path: Path, home: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    reasons = dict.fromkeys(COUNTS_STEPS, "its steps are counted in global batches")
+    reasons["class_names"] = "its classifier is that of its classes"
+    for name, reason in reasons.items():
+        if name in changed:
             raise RunError(
-                f"{path} cannot be resumed with other classes ({_listed({'class_names': changed['class_names']})}); "
+                f"{path} cannot be resumed with {_listed({name: changed[name]})}, because {reason}; "
                 f"--model {home / 'last'} without --resume starts from the run's weights"
             )
-        return
-    may_change = set()
-    if "epochs" in changed and (settings["schedule"] == "staircase" or changed["epochs"][1] > changed["epochs"][0]):
-        may_change = {"epochs"}
+
+
+def _refuse_in_a_run(path: Path, home: Path, changed: Mapping[str, tuple[Any, Any]], schedule: str) -> None:
+    before, now = changed.get("epochs", (0, 0))
+    may_change = {"epochs"} if now > before or schedule == "staircase" else set()
     wrong = {name: values for name, values in changed.items() if name not in may_change}
     if wrong:
         raise RunError(

@@ -247,7 +247,10 @@ def test_other_data_are_refused_or_said(run):
     with pytest.raises(RunError, match=r"not the one that .* was trained on \(num_train 100 -> 99, train_fingerprint"):
         read(path, run, CONFIG, data=data)
     sentences = read(path, run, CONFIG, data=data, allow_data_change=True)
-    assert sentences == ["num_train 100 -> 99", "train_fingerprint a -> c"]
+    assert [sentence.partition(":")[0] for sentence in sentences] == [
+        "num_train 100 -> 99",
+        "train_fingerprint a -> c",
+    ]
 
 
 # Tensors

@@ -45,7 +45,7 @@ from modeling_tinynet import TinyNetImageProcessor, __version__
 from training.agreement import GO_ON, SAVE, STOP, agree
 from training.augmentation import EvalTransform, TrainTransform
 from training.batch_norm import average_batch_norm_statistics, batch_norm_statistics, set_batch_norm_statistics
-from training.checkpoint import CheckpointError, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from training.checkpoint import CheckpointError, optimizer_tensors, save_checkpoint
 from training.config import default_num_workers, parse_config, skip_limit
 from training.curves import save_curves
 from training.data import build_dataset, build_eval_loader, build_train_loader
@@ -55,26 +55,28 @@ from training.device_transforms import DeviceTransform
 from training.display import StepTimer, TrainingDisplay
 from training.doctor import diagnose
 from training.ema import ExponentialMovingAverage
-from training.environment import environment
+from training.environment import environment, machine
 from training.evaluation import evaluate
-from training.explain import explain_run, lr_schedule
+from training.explain import explain_run, lr_schedule, warmup_remark
 from training.fingerprint import data_fingerprint
 from training.interruption import EXIT_CODE, Interrupted, Interruption
 from training.loader_workers import batches_in_time, end_workers, workers_lost
 from training.loss import smoothed_targets, soft_cross_entropy
 from training.memory import keep_freed_memory
 from training.model import ModelError, build_model, model_config
+from training.nonfinite import MOST_OVERFLOWS_IN_A_ROW, overflow, ways_on
 from training.optimizer import build_optimizer
 from training.progress import Progress
 from training.records import MetricsLog, write_atomically, write_summary
+from training.resume import is_branch, read_checkpoint, restore
 from training.run_folder import (
     RunError,
     default_run_name,
     mistakes_as_run_errors,
     open_run,
     print_result,
-    read_checkpoint,
     save_model_folder,
+    set_summary_aside,
 )
 from training.run_lock import RunFolderInUse, RunLock
 from training.samples import LabelError
@@ -109,9 +111,8 @@ def main(argv: list[str]) -> None:
     device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     is_main = accelerator.is_main_process
     config = dataclasses.replace(config, precision=accelerator.mixed_precision)
-    if device.type == "cpu" and (config.precision == "fp16" or config.sync_batch_norm):
-        wish = "precision fp16" if config.precision == "fp16" else "sync_batch_norm"
-        raise RunError(f"{wish} needs a GPU; on a CPU take precision bf16 or no, and BatchNorm by process")
+    with mistakes_as_run_errors():
+        config.check_device(device.type)
     # torch 2.14 renames an argument that Accelerate passes on by its old name.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     torch.backends.cudnn.benchmark = True
@@ -177,15 +178,23 @@ def main(argv: list[str]) -> None:
     if not config.streaming:
         for name, split in (("train", splits.train), ("validation", splits.validation)):
             data[f"{name}_fingerprint"] = data_fingerprint(split, splits.image_column, splits.label_column)
-    progress, state = Progress(), {}
+    execution = config.execution() | {"num_processes": num_processes} | machine(device)
+    progress, state, changes = Progress(), {}, []
     if checkpoint is not None:
-        tensors, state = read_checkpoint(checkpoint, settings, data, config.allow_data_change, total_steps)
-        network.load_state_dict(tensors["model"])
-        load_optimizer_tensors(optimizer, network, tensors["optimizer"])
-        if ema:
-            ema.model.load_state_dict(tensors["ema"])
+        tensors, state, changes = read_checkpoint(
+            checkpoint,
+            run_folder,
+            settings=settings,
+            execution=execution,
+            data=data,
+            allow_data_change=config.allow_data_change,
+            steps_per_epoch=plan.steps_per_epoch,
+        )
+        same_optimizer = state["settings"]["optimizer"] == config.optimizer
+        restore(checkpoint, tensors, network, optimizer, ema, same_optimizer=same_optimizer)
         progress = Progress.from_dict(state["progress"])
-        if not (run_folder / "best").exists():
+        progress.note_changes(changes)
+        if is_branch(checkpoint, run_folder) or not (run_folder / "best").exists():
             progress.best = None  # a branch has to find its own
     start_step, elapsed_before_s = progress.step, progress.elapsed_s
     if config.compile:
@@ -195,7 +204,7 @@ def main(argv: list[str]) -> None:
         local = tensors["local"]["batch_norm"]  # (processes, statistics)
         local = local[rank] if len(local) == num_processes else local.mean(dim=0)
         set_batch_norm_statistics([network, ema.model] if ema else [network], local)
-    if accelerator.scaler is not None and state:
+    if accelerator.scaler is not None and state.get("scaler"):  # a branch may come from another precision
         accelerator.scaler.load_state_dict(state["scaler"])
 
     # 7. Loaders. Workers make uint8 pictures; what can be done for a whole batch is done on the device.
@@ -249,20 +258,26 @@ def main(argv: list[str]) -> None:
         total_steps, plan.steps_per_epoch, plan.global_batch_size, config.epochs, start_step, enabled=is_main
     )
     if is_main:
-        if checkpoint is None or not (run_folder / "recipe.yaml").exists():
-            write_atomically(run_folder / "recipe.yaml", config.to_yaml(__version__).encode())
+        write_atomically(run_folder / "recipe.yaml", config.to_yaml(__version__, progress.changes).encode())
+        if state and state["settings"]["epochs"] != config.epochs:
+            set_summary_aside(run_folder, state["settings"]["epochs"])
         with mistakes_as_run_errors():
             metrics = MetricsLog(run_folder / "metrics.jsonl")
         metrics.truncate_after(start_step, epoch_end_due=progress.epoch_end_due)
         if command_line.rescaling:
             display.message(command_line.rescaling)
+        if remark := warmup_remark(config, plan.steps_per_epoch):
+            display.message(f"learning rate: {remark}")
         display.message(splits.description)
         display.message(
             f"{config.model}: {network_config.parameter_count:,} parameters, {network_config.macs / 1e6:,.1f} M MACs "
             f"at {network_config.image_size} px; {head}; {num_processes} x {device.type}, precision "
             f"{config.precision}, {num_workers} loader workers each"
         )
-        display.message(f"{run_folder}: " + (f"going on from {checkpoint.name}" if checkpoint else "a new run"))
+        origin = checkpoint.name if checkpoint and not is_branch(checkpoint, run_folder) else checkpoint
+        display.message(f"{run_folder}: " + (f"going on from {origin}" if checkpoint else "a new run"))
+        for change in changes:
+            display.message(f"changed: {change}")
         if positions and checkpoint and not positions.is_exact:
             display.message(
                 "the stream begins its epoch anew: another number of processes or loader workers read it before"
@@ -298,6 +313,7 @@ def main(argv: list[str]) -> None:
             "progress": progress.to_dict(),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "settings": settings,
+            "execution": execution,
             "data": data,
         }
         metrics.sync()  # the checkpoint must not know more than the files that a resume will not write again
@@ -357,26 +373,35 @@ def main(argv: list[str]) -> None:
                     f"--on_bad_image {config.on_bad_image} allows; "
                     f"python -m training.audit --dataset {config.dataset} lists them"
                 )
-            # With a gradient scaler, gradients overflow now and then; it leaves such steps out by itself.
-            is_finite = agreed.is_finite(with_gradients=accelerator.scaler is None)
-            if is_finite:
+            # With a gradient scaler, gradients overflow now and then; only many such steps in a row are a problem.
+            may_overflow = accelerator.scaler is not None and agreed.losses_are_finite
+            if agreed.is_finite or may_overflow:
                 progress.epoch_loss += agreed.loss_sum
                 progress.epoch_samples += step_samples
             else:
                 progress.skipped_steps += 1
                 problem = agreed.problem(step, gather_object([step_indices]))
                 if progress.skipped_steps > most_skipped:
-                    raise RunError(f"{problem}: lower the learning rate, or use bf16 instead of fp16")
+                    raise RunError(f"{problem}: {ways_on(config, run_folder, checkpoint, progress.skipped_steps)}")
                 display.message(f"{problem}: left out, step {progress.skipped_steps} of at most {most_skipped}")
                 set_batch_norm_statistics([network], statistics)
             with timer("optimizer"):
-                if is_finite or accelerator.scaler is not None:
+                if agreed.is_finite:
                     optimizer.step()
+                    if ema:
+                        ema.update(network)
+                elif accelerator.scaler is not None:
+                    accelerator.scaler.update()  # it saw the gradients when they were unscaled, for their norm
                 optimizer.zero_grad()
-                if ema and is_finite and not accelerator.optimizer_step_was_skipped:
-                    ema.update(network)
+            if may_overflow:
+                progress.count_overflow(not agreed.is_finite)
+            if may_overflow and not agreed.is_finite:
+                sentence = overflow(step, progress.overflows_in_a_row, accelerator.scaler.get_scale())
+                if progress.overflows_in_a_row >= MOST_OVERFLOWS_IN_A_ROW:
+                    raise RunError(f"{sentence}; {ways_on(config, run_folder, checkpoint)}")
+                display.message(sentence)
 
-            if is_finite and (step % config.log_every_steps == 0 or step == total_steps):
+            if (agreed.is_finite or may_overflow) and (step % config.log_every_steps == 0 or step == total_steps):
                 progress.smoothed_loss.update(agreed.loss_sum / step_samples)
                 now, waited_before_s = time.perf_counter(), waited_s
                 waited_s = timer.seconds()["data"]
@@ -387,6 +412,7 @@ def main(argv: list[str]) -> None:
                     "loss_smoothed": progress.smoothed_loss.value,
                     "lr": lr,
                     "grad_norm": agreed.grad_norms[0],
+                    "loss_scale": accelerator.scaler.get_scale() if accelerator.scaler is not None else None,
                     "images_per_s": (step - logged_at_step) * plan.global_batch_size / (now - logged_at),
                     "data_wait_s": waited_s - waited_before_s,
                     "memory_mb": torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None,
@@ -452,6 +478,7 @@ def main(argv: list[str]) -> None:
             "epoch_s": time.perf_counter() - epoch_started_at,
             "replaced_images": progress.epoch_replaced,
             "skipped_steps": progress.skipped_steps,
+            "overflowed_steps": progress.overflowed_steps,
         }
         if progress.epoch_replaced:
             display.message(
@@ -464,7 +491,8 @@ def main(argv: list[str]) -> None:
         if is_finished or epochs_done % config.save_every_epochs == 0:
             with timer("saving"):
                 if is_main:
-                    save_curves(run_folder / "metrics.jsonl", run_folder / "curves.png")
+                    is_staircase = config.schedule == "staircase"
+                    save_curves(run_folder / "metrics.jsonl", run_folder / "curves.png", is_staircase=is_staircase)
                     save_model_folder(run_folder / "last", candidates[weights] if results else network, processor)
                     if is_finished:
                         summary = {

@@ -29,9 +29,14 @@ class Agreement:
         """The strongest one."""
         return int(max(self.wishes))
 
-    def is_finite(self, *, with_gradients: bool) -> bool:
-        numbers = [*self.losses, *(self.grad_norms if with_gradients else ())]
-        return all(map(math.isfinite, numbers))
+    @property
+    def losses_are_finite(self) -> bool:
+        return all(map(math.isfinite, self.losses))
+
+    @property
+    def is_finite(self) -> bool:
+        """Losses and gradients: then, and only then, a step changes weights."""
+        return self.losses_are_finite and all(map(math.isfinite, self.grad_norms))
 
     def problem(self, step: int, samples: Sequence[Sequence[int]]) -> str:
         """What is not finite, where, and on which samples, which are given by rank: the begin of a sentence."""

@@ -14,7 +14,16 @@ from typing import Any
 import yaml
 from matplotlib.lines import Line2D
 
-from training.curves import column, four_panels, legend, marker, start_at_zero, top_1_curve, write_png
+from training.curves import (
+    column,
+    four_panels,
+    legend,
+    lr_drawstyle,
+    marker,
+    start_at_zero,
+    top_1_curve,
+    write_png,
+)
 from training.display import format_duration, format_speed
 from training.records import Record, accuracy_percent, read_metrics
 
@@ -78,6 +87,8 @@ def comparison(runs: Sequence[Run]) -> str:
     text = _aligned(rows)
     if len({(run.summary["dataset"], run.summary["num_validation"]) for run in runs}) > 1:
         text += "\n\nThe runs were not evaluated on the same images, so their accuracies do not compare."
+    for names in _equal_runs(runs):
+        text += f"\n\nThe losses of {', '.join(names[:-1])} and {names[-1]} are equal at every step."
     differences = _recipe_differences(runs)
     if differences:
         text += "\n\n" + _aligned([("recipe", *(run.name for run in runs)), *differences])
@@ -87,25 +98,40 @@ def comparison(runs: Sequence[Run]) -> str:
 
 
 def save_comparison(runs: Sequence[Run], png_path: Path) -> None:
-    """Draw `runs` into one PNG, a colour each: smoothed loss, top-1, learning rate, images/s."""
+    """Draw `runs` into one PNG, a color each: smoothed loss, top-1, learning rate, images/s.
+
+    A curve is wider for each later one that it coincides with, so that both can be seen.
+    """
+    colors = [f"C{index}" for index in range(len(runs))]
+    styles = [lr_drawstyle(run.recipe.get("schedule") == "staircase") for run in runs]
+    curves = {
+        "loss": [(column(run.steps, "epoch"), column(run.steps, "loss_smoothed")) for run in runs],
+        "lr": [(column(run.steps, "epoch"), column(run.steps, "lr")) for run in runs],
+        "speed": [(column(run.epochs, "epoch"), column(run.epochs, "images_per_s")) for run in runs],
+        "raw": [top_1_curve(run.epochs, "raw") for run in runs],
+        "ema": [top_1_curve(run.epochs, "ema") for run in runs],
+    }
     with four_panels(f"{len(runs)} runs") as (figure, (loss, accuracy, lr, speed)):
-        for index, run in enumerate(runs):
-            color = f"C{index}"
-            x = column(run.steps, "epoch")
-            loss.plot(x, column(run.steps, "loss_smoothed"), color=color, linewidth=2, label="run")
-            lr.plot(x, column(run.steps, "lr"), color=color, linewidth=2)
-            x = column(run.epochs, "epoch")
-            speed.plot(x, column(run.epochs, "images_per_s"), color=color, linewidth=2, marker=marker(x))
-            for weights, line_style in (("raw", "--"), ("ema", "-")):
-                epochs, top_1 = top_1_curve(run.epochs, weights)
-                accuracy.plot(epochs, top_1, line_style, color=color, linewidth=2, marker=marker(epochs))
+        for name, axes in (("loss", loss), ("lr", lr), ("speed", speed), ("raw", accuracy), ("ema", accuracy)):
+            widths = _line_widths(curves[name])
+            for (x, y), width, color, style in zip(curves[name], widths, colors, styles, strict=True):
+                line = {"color": color, "linewidth": width, "linestyle": "--" if name == "raw" else "-"}
+                if name == "lr":
+                    line["drawstyle"] = style
+                elif name != "loss":
+                    line |= {"marker": marker(x), "markersize": width + 3}
+                axes.plot(x, y, **line)
         start_at_zero(lr)
         start_at_zero(speed)
         speed.set_xlim(left=0)
         raw = Line2D([], [], color="gray", linestyle="--", label="raw weights")
         ema = Line2D([], [], color="gray", linestyle="-", label="EMA weights")
         legend(accuracy, [raw, ema])
-        names = figure.legend(handles=loss.get_lines(), loc="outside lower center", ncols=min(len(runs), 5))
+        names = figure.legend(
+            handles=[Line2D([], [], color=color, linewidth=2, label="run") for color in colors],
+            loc="outside lower center",
+            ncols=min(len(runs), 5),
+        )
         for text, run in zip(names.get_texts(), runs, strict=True):
             text.set_text(run.name)  # set here, for a legend leaves out a label that begins with "_"
         write_png(figure, png_path)
@@ -132,10 +158,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _line_widths(curves: Sequence[tuple[list[float], list[float]]]) -> list[float]:
+    """In points: 2, and 3 more for each later curve of the same points, as far as the shorter one goes."""
+
+    def coincide(one: tuple[list[float], list[float]], other: tuple[list[float], list[float]]) -> bool:
+        common = min(len(one[0]), len(other[0]))
+        return common > 0 and all(a[:common] == b[:common] for a, b in zip(one, other, strict=True))
+
+    later = [sum(coincide(curve, other) for other in curves[index + 1 :]) for index, curve in enumerate(curves)]
+    return [2 + min(3.0, 10.0 / max(later)) * number if number else 2.0 for number in later]
+
+
 def _best(epochs: Sequence[Record], weights: str) -> str:
     evaluations = [record[weights] for record in epochs if record[weights]]
     best = max(evaluations, key=lambda counts: accuracy_percent(counts, 1), default=None)
     return f"{best['top_1_correct']}/{best['n']} = {accuracy_percent(best, 1):.3f} %" if best else "-"
+
+
+def _equal_runs(runs: Sequence[Run]) -> list[list[str]]:
+    """Names of runs that recorded the same losses, at least two in a list."""
+    groups: dict[tuple, list[str]] = {}
+    for run in runs:
+        losses = tuple((record["step"], record["loss"]) for record in run.steps)
+        groups.setdefault(losses, []).append(run.name)
+    return [names for losses, names in groups.items() if losses and len(names) > 1]
 
 
 def _recipe_differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:

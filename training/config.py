@@ -238,6 +238,16 @@ class TrainConfig:
                 f"warmup_epochs must be below epochs ({self.epochs}) for the cosine, got {self.warmup_epochs:g}"
             )
 
+    def check_device(self, device_type: str) -> None:
+        """Refuses what `device_type` ("cpu", "cuda", ...) cannot do.
+
+        Raises:
+            ValueError: fp16 or synchronized BatchNorm on a CPU.
+        """
+        if device_type == "cpu" and (self.precision == "fp16" or self.sync_batch_norm):
+            wish = "precision fp16" if self.precision == "fp16" else "sync_batch_norm"
+            raise ValueError(f"{wish} needs a GPU; on a CPU take precision bf16 or no, and BatchNorm by process")
+
     def network(self) -> dict[str, Any]:
         """Overrides for `training.model.model_config`; None is the model's own value."""
         return {name: getattr(self, name) for name in _names_of("model") if name != "model"}
@@ -275,9 +285,9 @@ class TrainConfig:
         return {name: getattr(self, name) for name in names}
 
     def settings(self) -> dict[str, Any]:
-        """What decides about a run's result, as JSON values: a checkpoint is continued where all of it is the same.
+        """What decides about a run's result, as JSON values, see `training.resume`.
 
-        Not among it: where the pictures lie, which the run compares by what they are; and how a global batch is cut.
+        Not among it: where the images lie, which the run compares by what they are; and what `execution` has.
         """
         names = [
             *(
@@ -291,14 +301,25 @@ class TrainConfig:
             ),
             *_names_of("model", "schedule", "optimizer", "augmentation"),
         ]
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names if name not in EXECUTION}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    def to_yaml(self, version: str) -> str:
-        """Every field as a recipe that `--recipe` reads back to an equal configuration; `version` is the package's."""
+    def execution(self) -> dict[str, Any]:
+        """What may differ from one start of a run to the next, and changes numbers a little or not at all."""
+        return {name: getattr(self, name) for name in EXECUTION}
+
+    def to_yaml(self, version: str, changes: Sequence[str] = ()) -> str:
+        """Every field as a recipe that `--recipe` reads back to an equal configuration.
+
+        Args:
+            version: of the package.
+            changes: what later starts of the run changed, each a sentence.
+        """
         lines = [
             f"# Resolved recipe of one run, written by modeling-tinynet {version}.",
             "# To run it again: accelerate launch train.py --recipe THIS_FILE --run_name ANOTHER_NAME",
+            *(["# These are the settings of the last start. What changed since the first:"] if changes else []),
+            *(f"#   {' '.join(change.split())}" for change in changes),
         ]
         for group in GROUPS:
             values = {f.name: getattr(self, f.name) for f in FIELDS.values() if f.metadata["group"] == group}
@@ -308,6 +329,16 @@ class TrainConfig:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+# A run may go on with other values of these: they suit the machine at hand, or say when to give up.
+EXECUTION = (
+    "per_device_batch_size",
+    "channels_last",
+    "compile",
+    "streaming",
+    "eval_every_epochs",
+    "on_nonfinite",
+    "on_bad_image",
+)
 
 
 def _names_of(*groups: str) -> list[str]:

@@ -30,8 +30,12 @@ STYLE = {
 }
 
 
-def save_curves(metrics_path: str | os.PathLike[str], png_path: str | os.PathLike[str]) -> None:
+def save_curves(
+    metrics_path: str | os.PathLike[str], png_path: str | os.PathLike[str], *, is_staircase: bool = False
+) -> None:
     """Draw the run of `metrics_path` (a `metrics.jsonl`, finished or not) into `png_path`, 1600 x 1000 pixels.
+
+    With `is_staircase` the learning rate jumps from record to record and has no slopes.
 
     The same records give the same pixels, whatever the user's matplotlib settings are; pyplot is not used.
 
@@ -46,7 +50,7 @@ def save_curves(metrics_path: str | os.PathLike[str], png_path: str | os.PathLik
     with four_panels(f"{name}, epoch {round(done, 2):g}") as (figure, (loss, accuracy, lr, speed)):
         _draw_loss(loss, steps)
         _draw_accuracy(accuracy, epochs)
-        _draw_lr(lr, steps)
+        _draw_lr(lr, steps, is_staircase)
         _draw_speed(speed, steps, epochs)
         speed.set_xlim(left=0)
         write_png(figure, png_path)
@@ -164,12 +168,18 @@ def best_point(points: Sequence[tuple[Record, float, str]]) -> tuple[Record, flo
     return max(points, key=key)
 
 
-def _draw_lr(axes: Axes, steps: Sequence[Record]) -> None:
+def lr_drawstyle(is_staircase: bool) -> str:
+    """matplotlib's name for how the records of a learning rate are joined. A record's rate holds up to its step."""
+    return "steps-pre" if is_staircase else "default"
+
+
+def _draw_lr(axes: Axes, steps: Sequence[Record], is_staircase: bool) -> None:
     if not steps:
         note(axes, "no step recorded yet")
         return
     x, lr = column(steps, "epoch"), column(steps, "lr")
-    axes.plot(x, lr, color=LR, linewidth=2, marker=marker(x), label=f"peak {max(lr):.5g}")
+    style = lr_drawstyle(is_staircase)
+    axes.plot(x, lr, color=LR, linewidth=2, marker=marker(x), label=f"peak {max(lr):.5g}", drawstyle=style)
     start_at_zero(axes)
     legend(axes, axes.get_lines())
 

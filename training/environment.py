@@ -36,6 +36,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def machine(device: torch.device) -> dict[str, str | None]:
+    """What of the environment bears on the numbers of a run on `device`, in words to compare."""
+    names = {name: _version(name) for name in ("torch", "pillow", "simplejpeg")}
+    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()} | names
+
+
 def _commit() -> str | None:
     """None where there is no git, or no repository of this project's own (a source archive)."""
     root = Path(__file__).parents[1]

@@ -116,6 +116,14 @@ def lr_schedule(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], fl
     )
 
 
+def warmup_remark(config: TrainConfig, steps_per_epoch: int) -> str | None:
+    """What to know about a run that ends in its warm-up, as a staircase may: its learning rate stays below `lr`."""
+    if config.warmup_epochs < config.epochs:
+        return None
+    highest = lr_schedule(config, steps_per_epoch)(config.epochs * steps_per_epoch - 1)
+    return f"warmup_epochs {config.warmup_epochs:g} outlasts the run: at most {highest:.3g}, never lr {config.lr:g}"
+
+
 def save_lr_curve(
     path: str | Path, schedule: Callable[[int], float], *, total_steps: int, steps_per_epoch: int, title: str
 ) -> None:
@@ -133,7 +141,7 @@ def save_lr_curve(
         figure = Figure(figsize=(12, 7), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        axes.plot(epochs, lrs, color="tab:green", linewidth=2)
+        axes.plot(epochs, lrs, color="tab:green", linewidth=2, drawstyle="steps-post")  # a step has one rate
         axes.plot(
             [epochs[peak]], [lrs[peak]], "o", color="tab:red", label=f"peak {lrs[peak]:.6g}, epoch {epochs[peak]:.4g}"
         )
@@ -183,6 +191,8 @@ def _learning_rates(config: TrainConfig, steps_per_epoch: int) -> Rows:
     rows.append(("peak", f"{schedule(peak_step):.6g} in epoch {peak_step // steps_per_epoch}"))
     last_step = config.epochs * steps_per_epoch - 1
     rows.append(("last step", f"{schedule(last_step):.6g}"))
+    if remark := warmup_remark(config, steps_per_epoch):
+        rows.append(("remark", remark))
     return rows
 
 

@@ -20,11 +20,23 @@ class Progress:
     smoothed_loss: SmoothedLoss = field(default_factory=SmoothedLoss)
     best: dict[str, Any] | None = None  # the best evaluation so far
     elapsed_s: float = 0.0  # of training before this process began
+    overflowed_steps: int = 0  # of the run, left out by fp16's gradient scaler
+    overflows_in_a_row: int = 0  # up to the last step
+    changes: list[str] = field(default_factory=list)  # what later starts changed, each a sentence with its step
 
     def begin_epoch(self) -> None:
         """Forget the epoch that is over."""
         self.epoch_end_due = False
         self.epoch_loss, self.epoch_samples, self.epoch_replaced = 0.0, 0, 0
+
+    def count_overflow(self, overflows: bool) -> None:
+        """Takes in a step whose gradients are known."""
+        self.overflowed_steps += overflows
+        self.overflows_in_a_row = self.overflows_in_a_row + 1 if overflows else 0
+
+    def note_changes(self, changes: list[str]) -> None:
+        """What the start that resumes here changes."""
+        self.changes += [f"step {self.step}: {change}" for change in changes]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

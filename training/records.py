@@ -2,8 +2,12 @@
 
 Two kinds of lines, told apart by "kind":
 
-    step   step, epoch, loss, loss_smoothed, lr, grad_norm, images_per_s, data_wait_s, memory_mb
-    epoch  epoch, step, train_loss, lr, raw, ema, images_per_s, time_shares, epoch_s
+    step   step, epoch, loss, loss_smoothed, lr, grad_norm, loss_scale, images_per_s, data_wait_s, memory_mb
+    epoch  epoch, step, train_loss, lr, raw, ema, images_per_s, time_shares, epoch_s, replaced_images, skipped_steps,
+           overflowed_steps
+
+`loss_scale` is fp16's, after the step; null in another precision. `skipped_steps` (a loss or gradient that was not
+finite) and `overflowed_steps` (left out by fp16's gradient scaler) count from the start of the run.
 
 `step` is the number of optimizer steps done and `epoch` the number of epochs done, so epoch = step / steps_per_epoch:
 a fraction in a step record, a whole number from 1 on in an epoch record. `raw` and `ema` are the integer counts of one

@@ -8,10 +8,8 @@ runs/<name>/recipe.yaml      the resolved recipe
 """
 
 import errno
-import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +20,10 @@ from safetensors import SafetensorError
 from transformers import pipeline
 
 from modeling_tinynet import TinyNetForImageClassification, TinyNetImageProcessor
-from training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
+from training.checkpoint import latest_checkpoint
 from training.decoding import decode_rgb
 from training.display import advice, format_duration
+from training.replace_folder import remove_leftovers, replace_folder, temporary_name
 from training.sources import Splits
 
 
@@ -64,6 +63,11 @@ def open_run(folder: Path, resume: str) -> Path | None:
             raise RunError(f"there is no checkpoint {resume}; --resume takes auto, must, never or a folder")
         # The same command goes on with the branch once that has a checkpoint of its own.
         checkpoint = latest_checkpoint(folder / "checkpoints") or Path(resume)
+        if Path(resume).resolve().parent == checkpoint.resolve().parent and checkpoint.name != Path(resume).name:
+            raise RunError(
+                f"{folder} has gone on to {checkpoint.name}: --resume auto goes on from there, and "
+                f"--resume {resume} with another --run_name branches off"
+            )
     else:
         checkpoint = latest_checkpoint(folder / "checkpoints") if folder.exists() else None
         if checkpoint is None and resume == "must":
@@ -73,73 +77,33 @@ def open_run(folder: Path, resume: str) -> Path | None:
     if checkpoint is None and (folder / "summary.json").exists():
         raise RunError(f"{folder} holds the result of a run without its checkpoints; choose another --run_name")
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("best", "last"):
+        remove_leftovers(folder / name)
     return checkpoint
 
 
-def read_checkpoint(
-    path: Path, settings: Mapping[str, Any], data: Mapping[str, Any], allow_data_change: bool, total_steps: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors and the state of a checkpoint that the present recipe can continue.
-
-    Args:
-        settings: what decides about the result. It must be what the checkpoint was made with.
-        data: what the data set is. It must be the same too, unless `allow_data_change`.
-        total_steps: of the whole run.
-
-    Raises:
-        RunError: the run is finished, or was another one.
-        CheckpointError: damaged since it was chosen.
-    """
-    tensors, state = load_checkpoint(path)
-    run_folder = path.parent.parent
-    if "settings" not in state:
-        raise CheckpointError(f"{path} is not a checkpoint of a training run")
-    changed = [
-        f"{name} {state['settings'].get(name)!r} -> {value!r}"
-        for name, value in settings.items()
-        if state["settings"].get(name) != value
-    ]
-    if changed:
-        raise RunError(f"{run_folder} holds another run ({', '.join(changed)}); choose another --run_name")
-    changed = [
-        f"{name} {state['data'].get(name)} -> {value}"
-        for name, value in data.items()
-        if state["data"].get(name) != value
-    ]
-    if changed and not allow_data_change:
-        raise RunError(
-            f"the data set is not the one that {run_folder} was trained on ({', '.join(changed)}); restore it, "
-            "or go on all the same with --allow_data_change"
-        )
-    progress = state["progress"]
-    if progress["step"] >= total_steps and not progress["epoch_end_due"]:
-        raise RunError(
-            f"the run in {run_folder} is finished after {progress['step']} steps; "
-            "its models are in best/ and last/; choose another --run_name to train anew"
-        )
-    return tensors, state
+def set_summary_aside(folder: Path, epochs: int) -> None:
+    """Renames the summary of a run of so many epochs that is trained further: with one, it would pass for finished."""
+    if (folder / "summary.json").exists():
+        (folder / "summary.json").replace(folder / f"summary-{epochs}-epochs.json")
 
 
 def save_model_folder(folder: Path, model: TinyNetForImageClassification, processor: TinyNetImageProcessor) -> None:
-    """Writes a complete `from_pretrained` folder, replacing the one before it whole: a kill leaves one or the other.
+    """Writes a complete `from_pretrained` folder and replaces the one before it, see `replace_folder`.
 
     Raises:
         OSError: it could not be written; the previous folder is intact.
     """
-    temporary = folder.with_name(f".tmp-{folder.name}-{uuid.uuid4().hex}")
-    replaced = folder.with_name(f"{temporary.name}-replaced")
+    temporary = temporary_name(folder)
     try:
         try:
             model.save_pretrained(temporary)
         except SafetensorError as error:  # its word for a full disk
             raise OSError(errno.ENOSPC, f"{folder} cannot be written: {error}") from error
         processor.save_pretrained(temporary)
-        if folder.exists():
-            os.replace(folder, replaced)
-        os.replace(temporary, folder)
+        replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def print_result(run_folder: Path, summary: Mapping[str, Any], splits: Splits) -> None:

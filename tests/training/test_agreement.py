@@ -24,5 +24,6 @@ def test_what_is_not_finite_is_named_by_rank_and_samples():
     assert first.problem(5, samples).endswith("on rank 0, which holds samples 0, 1, 2, 3, 4, 5, 6, 7, ...")
     bad_gradient = Agreement((1.0, 1.0), (math.inf, math.inf), (GO_ON, GO_ON), (0, 0))
     assert bad_gradient.problem(5, samples) == "the gradient's norm is inf at step 5"
-    assert not bad_gradient.is_finite(with_gradients=True)
-    assert bad_gradient.is_finite(with_gradients=False)
+    assert bad_gradient.losses_are_finite and not bad_gradient.is_finite
+    assert not first.losses_are_finite and not first.is_finite
+    assert Agreement((1.0, 1.0), (0.5, 0.5), (GO_ON, GO_ON), (0, 0)).is_finite

@@ -97,7 +97,7 @@ def test_the_command_prints_a_table_and_draws_both_runs(two_runs, tmp_path):
     for line, (name, *figures) in zip(lines[1:3], rows, strict=True):
         best = [f"{k}/397 = {100 * k / 397:.3f} %" for k in (max(correct[name]["raw"]), max(correct[name]["ema"]))]
         assert cells(line) == [name, "linear", *best, *figures]
-    assert "do not compare" not in answer.stdout
+    assert "do not compare" not in answer.stdout and "are equal" not in answer.stdout
     differences = {tuple(cells(line)) for line in lines[5:8]}
     assert cells(lines[4]) == ["recipe", "slow", "fast"]
     assert differences == {("lr", "0.05", "1.0"), ("epochs", "4", "6"), ("mixup_alpha", "-", "0.2")}
@@ -122,7 +122,25 @@ def test_runs_of_one_name_on_other_images_are_told_apart(two_runs, tmp_path, cap
     lines = capsys.readouterr().out.splitlines()
     assert [cells(line)[0] for line in lines[1:3]] == [str(slow), str(tmp_path / "slow")]
     assert lines[4] == "The runs were not evaluated on the same images, so their accuracies do not compare."
-    assert lines[6] == "The recipes are the same."
+    assert lines[6].endswith("are equal at every step.")
+    assert lines[8] == "The recipes are the same."
+
+
+@pytest.mark.parametrize(("number", "epochs"), [(2, 4), (4, 4), (2, 6)], ids=["two", "four", "the last is longer"])
+def test_equal_curves_do_not_hide_each_other(number, epochs, tmp_path, capsys):
+    folders = [tmp_path / f"run-{index}" for index in range(number)]
+    for folder in folders:
+        train_digits(folder, lr=0.05, epochs=epochs if folder == folders[-1] else 4, schedule="staircase")
+    assert main([*map(str, folders), "--output", str(tmp_path / "equal.png")]) == 0
+    names = [folder.name for folder in folders]
+    said = f"The losses of {', '.join(names[:-1])} and {names[-1]} are equal at every step."
+    assert (said in capsys.readouterr().out) == (epochs == 4)
+    with Image.open(tmp_path / "equal.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+    for index in range(number):
+        drawn = (pixels == np.round(255 * np.array(to_rgb(f"C{index}")))).all(axis=-1)
+        quarters = [drawn[y : y + 450, x : x + 800].sum() for y in (0, 450) for x in (0, 800)]
+        assert min(quarters) > 100, f"run {index} is not in every panel: {quarters}"
 
 
 def test_names_of_runs_are_drawn_as_they_are(two_runs, tmp_path, monkeypatch):

@@ -109,6 +109,26 @@ def test_the_name_of_a_run_is_drawn_as_it_is(drawn_run, tmp_path):
     assert panels_of(folder / "again.png").keys() == panels_of(drawn_run / "curves.png").keys()
 
 
+def test_a_staircase_is_drawn_with_level_steps(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in range(10, 101, 10):  # ten records of four epochs of 25 steps
+        figures = {"loss": 1.0, "loss_smoothed": 1.0, "grad_norm": 1.0, "images_per_s": 1.0, "data_wait_s": 0.0}
+        log.log_step(step=step, epoch=step / 25, lr=[0.4, 0.3, 0.2, 0.1][(step - 1) // 25], **figures)
+    log.close()
+    levels = {}
+    for is_staircase in (True, False):
+        save_curves(log.path, tmp_path / "curves.png", is_staircase=is_staircase)
+        panel = panels_of(tmp_path / "curves.png")["lr"][100:]
+        green = (panel == np.round(255 * np.array(to_rgb(LR)))).all(axis=-1)
+        levels[is_staircase] = green.any(axis=0).nonzero()[0], green
+    # Between two records of other rates a ramp passes every height on its own column; a step has them in one column.
+    heights = {
+        kind: np.array([np.ptp(column.nonzero()[0]) for column in green.T[x]]) for kind, (x, green) in levels.items()
+    }
+    assert (heights[True] > 50).sum() in range(3, 10)  # three edges, of two or three pixels each
+    assert (heights[False] > 50).sum() == 0
+
+
 def test_one_epoch_shows_as_points(tmp_path):
     save_curves(train_digits(tmp_path, epochs=1), tmp_path / "curves.png")
     panels = panels_of(tmp_path / "curves.png")

@@ -4,7 +4,7 @@ from PIL import Image
 
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig
 from training.config import TrainConfig, read_recipe
-from training.explain import RECIPES, explain, lr_schedule, save_lr_curve
+from training.explain import RECIPES, explain, lr_schedule, save_lr_curve, warmup_remark
 
 IMAGENET = 1_281_167
 
@@ -64,6 +64,19 @@ def test_learning_rates_are_the_published_ones_and_few():
     assert lines["449"] == "0.000161271"
     assert lines["peak"] == "0.04656 in epoch 3"
     assert len([label for label in lines if label.isdigit()]) <= 14
+
+
+def test_a_run_that_ends_in_its_warm_up_is_remarked_upon():
+    # Three epochs of warm-up, of which the first trains at warmup_lr and nothing else.
+    config = TrainConfig(epochs=1, warmup_epochs=3, lr=0.048, warmup_lr=6e-8)
+    remark = warmup_remark(config, steps_per_epoch=26)
+    assert remark == "warmup_epochs 3 outlasts the run: at most 6e-08, never lr 0.048"
+    assert lines_of(explained(config))["remark"] == remark
+    assert max(map(len, explained(config).splitlines())) <= 100
+    for fine in (TrainConfig(epochs=4, warmup_epochs=3), TrainConfig(epochs=1, warmup_epochs=0)):
+        assert warmup_remark(fine, steps_per_epoch=26) is None
+        assert "remark" not in lines_of(explained(fine))
+    assert "at most 0.032," in warmup_remark(TrainConfig(epochs=3, warmup_epochs=3), steps_per_epoch=26)
 
 
 def test_moving_average_means_something_when_five_percent_of_the_start_are_left():

@@ -14,3 +14,28 @@ def test_an_epoch_begins_with_nothing_of_the_last():
     progress = Progress(7, True, 1.5, 64, 2, 1, SmoothedLoss(), {"top_1_correct": 3}, 12.5)
     progress.begin_epoch()
     assert progress == Progress(7, False, 0.0, 0, 0, 1, SmoothedLoss(), {"top_1_correct": 3}, 12.5)
+
+
+def test_overflows_are_counted_in_all_and_in_a_row():
+    progress = Progress()
+    counts = []
+    for overflows in (True, True, False, True):
+        progress.count_overflow(overflows)
+        counts.append((progress.overflowed_steps, progress.overflows_in_a_row))
+    assert counts == [(1, 1), (2, 2), (2, 0), (3, 1)]
+
+
+def test_changes_are_kept_with_the_step_they_were_made_at():
+    progress = Progress(step=7, changes=["step 3: lr 0.2 -> 0.1"])
+    progress.note_changes(["channels_last true -> false"])
+    assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))).changes == [
+        "step 3: lr 0.2 -> 0.1",
+        "step 7: channels_last true -> false",
+    ]
+
+
+def test_progress_of_a_checkpoint_from_before_a_field_existed_is_read():
+    values = Progress(step=7).to_dict()
+    for name in ("overflowed_steps", "overflows_in_a_row", "changes"):
+        del values[name]
+    assert Progress.from_dict(values) == Progress(step=7)

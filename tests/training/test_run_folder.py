@@ -1,13 +1,10 @@
 """Where a run goes on, and where it refuses to."""
 
-import contextlib
-from pathlib import Path
-
 import pytest
 
-from training.checkpoint import CheckpointError, save_checkpoint
+from training.checkpoint import save_checkpoint
 from training.progress import Progress
-from training.run_folder import RunError, default_run_name, open_run, read_checkpoint
+from training.run_folder import RunError, default_run_name, open_run
 
 
 @pytest.fixture
@@ -59,10 +56,25 @@ def test_a_branch_goes_on_with_its_own_checkpoints(folder, tmp_path):
     assert open_run(branch, str(root)) == own
 
 
+def test_an_older_checkpoint_of_the_run_itself_is_not_silently_exchanged_for_the_newest(folder):
+    save_checkpoint(folder / "checkpoints", 12, {}, {})
+    with pytest.raises(RunError, match="has gone on to step-000012: --resume auto"):
+        open_run(folder, str(folder / "checkpoints" / "step-000010"))
+    newest = folder / "checkpoints" / "step-000012"
+    assert open_run(folder, str(newest)) == newest
+
+
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path, resume):
     (tmp_path / "run" / "best").mkdir(parents=True)
     assert open_run(tmp_path / "run", resume) is None
+
+
+def test_what_a_kill_left_of_a_replacement_is_cleared_at_the_next_start(folder):
+    for name in (".tmp-best-1234-replaced", ".tmp-last-5678"):
+        (folder / name).mkdir()
+    open_run(folder, "auto")
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "checkpoints"]
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
@@ -78,28 +90,3 @@ def test_must_resume_needs_a_checkpoint(tmp_path):
         open_run(tmp_path / "run", "must")
     with pytest.raises(RunError, match="there is no checkpoint nowhere"):
         open_run(tmp_path / "run", "nowhere")
-
-
-def test_only_the_same_unfinished_run_is_continued(folder):
-    checkpoint, settings, data = open_run(folder, "auto"), {"lr": 0.1, "epochs": 2}, {"num_train": 100}
-    _, state = read_checkpoint(checkpoint, settings, data, False, total_steps=20)
-    with pytest.raises(RunError, match="is finished after 10 steps"), contextlib.chdir(checkpoint.parent):
-        read_checkpoint(Path(checkpoint.name), settings, data, False, total_steps=10)
-    assert Progress.from_dict(state["progress"]) == Progress(step=10)
-    with pytest.raises(RunError, match="is finished after 10 steps"):
-        read_checkpoint(checkpoint, settings, data, False, total_steps=10)
-    with pytest.raises(RunError, match=r"holds another run \(lr 0.1 -> 0.2\)"):
-        read_checkpoint(checkpoint, settings | {"lr": 0.2}, data, False, total_steps=20)
-
-
-def test_other_data_are_refused_unless_allowed(folder):
-    checkpoint, settings = open_run(folder, "auto"), {"lr": 0.1, "epochs": 2}
-    with pytest.raises(RunError, match=r"not the one that .* was trained on \(num_train 100 -> 99\)"):
-        read_checkpoint(checkpoint, settings, {"num_train": 99}, False, total_steps=20)
-    read_checkpoint(checkpoint, settings, {"num_train": 99}, True, total_steps=20)
-
-
-def test_a_foreign_checkpoint_is_no_run(tmp_path):
-    path = save_checkpoint(tmp_path / "run" / "checkpoints", 5, {}, {"step": 5})
-    with pytest.raises(CheckpointError, match="is not a checkpoint of a training run"):
-        read_checkpoint(path, {}, {}, False, total_steps=10)

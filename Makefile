@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest -q -n logical --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test faults upstream gpu quality format clean
+.PHONY: help train test faults upstream oldest gpu quality format clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -31,6 +31,13 @@ faults: $(INSTALLED) ## kill, damage and starve training in every way of the tab
 upstream: $(INSTALLED) ## run transformers' own tests of a vision model on TinyNet (downloads their sources)
 	$(BIN)/python tests/upstream/run.py
 
+# A folder of its own, which stays until `make clean`
+OLDEST := .venv-oldest
+OLDEST_PYTHON ?= python3.11
+oldest: $(OLDEST)/.installed ## test the model and the trainer with the oldest versions that pyproject.toml allows
+	$(OLDEST)/bin/python -m pytest -q -n logical --dist worksteal -m "not gpu" \
+		tests/modeling_tinynet tests/training tests/hub tests/test_train.py::test_a_run_leaves_everything
+
 # On a machine that brings its own PyTorch, nothing is installed: make gpu GPU_PYTHON=python3
 # What that Python lacks may lie on PYTHONPATH. For options: make gpu GPU_FLAGS="--output FOLDER --budget_s 300"
 GPU_PYTHON ?= $(BIN)/python
@@ -47,8 +54,8 @@ format: $(INSTALLED) ## rewrite the code as `make quality` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
+clean: ## remove the .venv folders, caches and builds; runs/ stays
+	rm -rf .venv $(OLDEST) .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml
@@ -57,6 +64,18 @@ $(INSTALLED): pyproject.toml
 	@echo "Installing into .venv: a few minutes, about 6 GB, most of it PyTorch's"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install -qq --editable ".[test,dev]"
+	@touch $@
+
+# pip always takes the newest version that is allowed; uv can take the oldest of what pyproject.toml names.
+$(OLDEST)/.installed: pyproject.toml
+	@command -v $(OLDEST_PYTHON) > /dev/null || { echo "$(OLDEST_PYTHON) is not installed: it is the oldest Python that" \
+		"pyproject.toml allows. Another one: make oldest OLDEST_PYTHON=python3.12"; exit 1; }
+	@echo "Installing into $(OLDEST): a few minutes, about 7 GB, most of it PyTorch's"
+	@rm -rf $(OLDEST)
+	@$(OLDEST_PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/pip install -qq uv
+	@$(OLDEST)/bin/uv pip install --quiet --no-cache --python $(OLDEST)/bin/python \
+		--resolution lowest-direct --editable ".[test]"
 	@touch $@
 
 # mlinter has no switch that turns a rule off, so its own rule table is copied with TRF057 not enabled:

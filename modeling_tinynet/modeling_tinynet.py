@@ -358,5 +358,9 @@ register_checkpoint_conversion_mapping(
     ],
     overwrite=True,
 )
+# These two have no such prefix. Without an entry of their own they would share the one above, and a detector would
+# look for its backbone's weights under names that it does not have.
+for headless in (TinyNetModel, TinyNetBackbone):
+    register_checkpoint_conversion_mapping(headless.__name__, [], overwrite=True)
 
 __all__ = ["TinyNetBackbone", "TinyNetForImageClassification", "TinyNetModel", "TinyNetPreTrainedModel"]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 WHEEL = "modeling_tinynet"
@@ -31,6 +32,7 @@ IMPORT_NAMES = {
     "pillow-jxl-plugin": "pillow_jxl",
     "protobuf": "google",
     "pyyaml": "yaml",
+    "scikit-image": "skimage",
     "scikit-learn": "sklearn",
 }
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -47,6 +49,7 @@ def project_files() -> list[Path]:
 
 FILES = project_files()
 TREES = {path: ast.parse((ROOT / path).read_bytes()) for path in FILES if path.suffix == ".py"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {path.with_suffix("").parts[0] for path in TREES}
 
 
@@ -118,8 +121,7 @@ def test_wheel_is_one_flat_folder_with_sibling_imports():
 
 def undeclared(paths: list[Path], extras: list[str]) -> list[str]:
     """Imports of what is neither ours, nor Python's, nor among the dependencies and the extras named."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = [*project["dependencies"], *(r for e in extras for r in project["optional-dependencies"][e])]
+    requirements = [*PROJECT["dependencies"], *(r for e in extras for r in PROJECT["optional-dependencies"][e])]
     names = [re.match(r"[\w-]+", requirement)[0] for requirement in requirements]
     known = {IMPORT_NAMES.get(name, name) for name in names} | set(sys.stdlib_module_names) | OURS
     return [
@@ -137,6 +139,42 @@ def test_wheel_imports_only_its_dependencies():
 def test_the_rest_imports_only_what_its_extras_declare():
     rest = [path for path in TREES if path.parts[0] not in {"tests", "benchmarks"}]
     assert undeclared(rest, extras=["train", "fast", "formats", "convert"]) == []
+
+
+def test_tests_and_benchmarks_import_only_what_the_test_extra_declares():
+    proofs = [path for path in TREES if path.parts[0] in {"tests", "benchmarks"}]
+    assert undeclared(proofs, extras=["train", "fast", "convert", "test"]) == []
+
+
+def test_every_requirement_has_a_lower_bound():
+    """`make oldest` installs it; without one, what is allowed is whatever was ever published."""
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    wrong = [
+        requirement
+        for group in groups
+        for requirement in group
+        if not requirement.startswith(PROJECT["name"]) and not re.fullmatch(r"[\w-]+>=[\d.]+", requirement)
+    ]
+    assert wrong == []
+
+
+def test_make_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout
+    assert [line.split()[1] for line in shown.splitlines()] == phony.split()
+
+
+def test_the_workflow_runs_the_same_checks_from_the_oldest_python_on():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert commands == {"checks": [".ci/run"], "oldest": ["make oldest"]}
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    assert jobs["checks"]["strategy"]["matrix"]["python"][0] == oldest
+    assert jobs["oldest"]["steps"][1]["with"]["python-version"] == oldest
+    assert f"OLDEST_PYTHON ?= python{oldest}\n" in (ROOT / "Makefile").read_text()
 
 
 def test_wheel_annotations_are_not_strings():

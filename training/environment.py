@@ -21,15 +21,39 @@ PACKAGES = (
     "pillow",
     "simplejpeg",
 )
+CPUINFO = Path("/proc/cpuinfo")  # of Linux only
+# As /proc/cpuinfo calls them; the last five are Arm's.
+VECTOR_EXTENSIONS = (
+    "avx",
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_bf16",
+    "amx_int8",
+    "asimddp",
+    "bf16",
+    "i8mm",
+    "sve",
+    "sve2",
+)
 
 
 def environment() -> dict[str, Any]:
-    """What a result file says about its origin; `-dirty` behind the commit marks uncommitted changes."""
+    """
+    What a result file says about its origin; `-dirty` behind the commit marks uncommitted changes. A processor's name
+    does not tell what it can do: virtual machines of one name differ in their vector extensions, and so in speed.
+    """
+    cpuinfo = _cpuinfo()
     return {
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "processor": _processor(),
+        "processor": cpuinfo.get("model name") or platform.processor() or platform.machine(),
         "cpu_cores": os.cpu_count(),
+        "vector_extensions": _vector_extensions(cpuinfo, platform.machine()),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),  # what PyTorch makes of them
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -52,13 +76,21 @@ def _commit() -> str | None:
         return None
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says about the first processor; nothing on other systems."""
+    try:
+        text = CPUINFO.read_text()
+    except FileNotFoundError:
+        return {}
+    lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def _vector_extensions(cpuinfo: dict[str, str], machine: str) -> list[str]:
+    """Those of `VECTOR_EXTENSIONS` that Linux lists, and NEON where every processor has it."""
+    flags = (cpuinfo.get("flags") or cpuinfo.get("Features") or "").split()
+    neon = ["neon"] if machine in ("arm64", "aarch64") else []
+    return neon + [name for name in VECTOR_EXTENSIONS if name in flags]
 
 
 def _version(name: str) -> str | None:

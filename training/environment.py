@@ -50,7 +50,7 @@ def environment() -> dict[str, Any]:
     return {
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "processor": cpuinfo.get("model name") or platform.processor() or platform.machine(),
+        "processor": _processor(cpuinfo),
         "cpu_cores": os.cpu_count(),
         "vector_extensions": _vector_extensions(cpuinfo, platform.machine()),
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),  # what PyTorch makes of them
@@ -63,7 +63,9 @@ def environment() -> dict[str, Any]:
 def machine(device: torch.device) -> dict[str, str | None]:
     """What of the environment bears on the numbers of a run on `device`, in words to compare."""
     names = {name: _version(name) for name in ("torch", "pillow", "simplejpeg")}
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()} | names
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device)} | names
+    return {"device": f"{_processor(_cpuinfo())}, {torch.backends.cpu.get_cpu_capability()}"} | names
 
 
 def _commit() -> str | None:
@@ -84,6 +86,10 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     lines = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
     return {name.strip(): value.strip() for name, _, value in lines}
+
+
+def _processor(cpuinfo: dict[str, str]) -> str:
+    return cpuinfo.get("model name") or platform.processor() or platform.machine()
 
 
 def _vector_extensions(cpuinfo: dict[str, str], machine: str) -> list[str]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
+from training.unicode_text import escape_what_stdout_lacks
 
 WEIGHTS_FILE = "model.safetensors"
 COUNTER = "num_batches_tracked"  # BatchNorm's, which PyTorch has had since 0.4.1 and MindSpore has not
@@ -395,4 +396,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    escape_what_stdout_lacks()
     main()

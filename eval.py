@@ -36,6 +36,7 @@ from training.memory import keep_freed_memory
 from training.model import ModelError, head_rows, load_saved_model, loading_errors
 from training.records import write_summary
 from training.sources import Splits, load_splits, num_samples
+from training.unicode_text import escape_what_stdout_lacks
 
 MAX_NAMED_CLASSES = 30  # in the confusion matrix: more names would overlap
 
@@ -399,6 +400,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    escape_what_stdout_lacks()
     try:
         main()
     finally:

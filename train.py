@@ -82,6 +82,7 @@ from training.sampling import TrainingPlan
 from training.save_schedule import SaveSchedule
 from training.sources import load_splits, num_samples
 from training.streaming import EmptyStreamError, StreamPositions
+from training.unicode_text import escape_what_stdout_lacks
 
 
 def main(argv: list[str]) -> None:
@@ -545,4 +546,5 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    escape_what_stdout_lacks()
     sys.exit(run(sys.argv[1:]))

@@ -357,7 +357,9 @@ def _convert(kind: Any, value: Any) -> tuple[Any, str]:
         words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
         return words.get(str(value).lower()), "true or false"
     if kind is str:
-        return (value if isinstance(value, str) else None), "text"
+        # Bytes that are not UTF-8 come from the command line as surrogates, which recipe.yaml cannot hold.
+        is_text = isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+        return (value if is_text else None), "text" if not isinstance(value, str) else "UTF-8 text"
     return _number(kind, value), "a whole number" if kind is int else "a number"
 
 

@@ -7,17 +7,19 @@ import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
 import PIL.Image
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from training.data_error import DataError, listed
 from training.labels import read_class_names, streamed_class_names, with_labels_of, with_train_labels
 from training.sampling import stratified_holdout
+from training.unicode_text import require_text, require_text_column
 
 Split: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
@@ -29,6 +31,7 @@ IMAGE_ENDINGS = frozenset(
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE_COLUMN_NAMES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMN_NAMES = ("label", "labels", "class", "target", "cls")
+VIEWS = {"binary_view": "large_binary", "string_view": "large_string"}  # Arrow's layouts that Polars writes
 IMAGENET_COUNTS = {"train": 1_281_167, "validation": 50_000, "val": 50_000}
 
 
@@ -81,6 +84,7 @@ def load_splits(
     Raises:
         DataError: the data set is missing, or cannot be trained on as it is.
     """
+    require_text(dataset, "the dataset")
     given_names = read_class_names(class_names) if class_names else None
     splits = _read_splits(dataset, name, train_split, validation_split, streaming)
     if train_split not in splits:
@@ -346,6 +350,9 @@ def _read_class_folders(root: Path, every_class: bool) -> datasets.Dataset:
         if every_class and not images:
             found = f"only {listed(files, 3)}" if files else "nothing"
             raise DataError(f"class folder {root / class_name} holds no pictures ({found}): fill or delete it")
+        require_text(class_name, f"a class folder in {root}")
+        for file in images:
+            require_text(file, f"a file in {root / class_name}")
         paths.append(pa.array([os.path.join(root, class_name, file) for file in images], pa.string()))
         labels.append(np.full(len(images), label))
     count = sum(map(len, paths))
@@ -382,18 +389,26 @@ def _find_image_column(dataset: str, split: Split, column: str | None) -> str:
     features = _features(dataset, split)
     if column is not None:
         return _require_column(dataset, features, column, "image_column")
-    # Parquet that `datasets` did not write holds pictures as plain bytes, or as a plain {bytes, path}.
+    # Parquet that `datasets` did not write holds images as plain bytes, or as a plain {bytes, path}.
     candidates = [name for name, feature in features.items() if isinstance(feature, datasets.Image)] or [
         name
         for name, feature in features.items()
-        if feature in (datasets.Value("binary"), datasets.Value("large_binary"))
+        if (isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary", "binary_view"))
         or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
     ]
     found = _pick(candidates, IMAGE_COLUMN_NAMES)
     if found is None:
         problem = f"several columns of pictures ({listed(candidates)})" if candidates else "no column of pictures"
-        raise DataError(f"{dataset} has {problem}: name one by image_column; its columns are {listed(features)}")
+        texts = [
+            name for name, feature in features.items() if _holds_texts(feature) and name not in LABEL_COLUMN_NAMES
+        ]
+        hint = f" (paths or URLs in {listed(texts)} will do)" if texts and not candidates else ""
+        raise DataError(f"{dataset} has {problem}: name one by image_column{hint}; its columns are {listed(features)}")
     return found
+
+
+def _holds_texts(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
 def _find_label_column(dataset: str, split: Split, column: str | None) -> str:
@@ -423,9 +438,15 @@ def _two_columns(place: str, split: Split, image_column: str, label_column: str)
         if column not in features:
             raise DataError(f"{place} has no column {column!r}, only {listed(features)}")
     split = split.select_columns([image_column, label_column])
+    stored = getattr(features[image_column], "dtype", None)
+    if stored in VIEWS:  # which `datasets.Image` cannot read
+        split = split.cast_column(image_column, datasets.Value(VIEWS[stored]))
     try:
-        return split.cast_column(image_column, datasets.Image(decode=False))
+        split = split.cast_column(image_column, datasets.Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"column {image_column!r} of {place} holds no pictures, but {features[image_column]}"
         ) from error
+    if isinstance(split, datasets.Dataset):
+        require_text_column(pc.struct_field(split.data.table.column(image_column), "path"), "path", place)
+    return split

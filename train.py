@@ -58,7 +58,7 @@ from training.ema import ExponentialMovingAverage
 from training.environment import environment
 from training.evaluation import evaluate
 from training.explain import explain_run, lr_schedule
-from training.fingerprint import data_fingerprint
+from training.fingerprint import FILE_SIZES, data_fingerprint, file_sizes
 from training.interruption import EXIT_CODE, Interrupted, Interruption
 from training.loader_workers import batches_in_time, end_workers, workers_lost
 from training.loss import smoothed_targets, soft_cross_entropy
@@ -178,6 +178,8 @@ def main(argv: list[str]) -> None:
     if not config.streaming:
         for name, split in (("train", splits.train), ("validation", splits.validation)):
             data[f"{name}_fingerprint"] = data_fingerprint(split, splits.image_column, splits.label_column)
+            sizes = file_sizes(split, splits.image_column) if is_main else None  # a look at every file, from one rank
+            data[name + FILE_SIZES] = broadcast_object_list([sizes])[0]
     progress, state = Progress(), {}
     if checkpoint is not None:
         tensors, state = read_checkpoint(checkpoint, settings, data, config.allow_data_change, total_steps)

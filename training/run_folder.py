@@ -25,6 +25,7 @@ from modeling_tinynet import TinyNetForImageClassification, TinyNetImageProcesso
 from training.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from training.decoding import decode_rgb
 from training.display import advice, format_duration
+from training.fingerprint import data_changes
 from training.sources import Splits
 
 
@@ -101,11 +102,7 @@ def read_checkpoint(
     ]
     if changed:
         raise RunError(f"{run_folder} holds another run ({', '.join(changed)}); choose another --run_name")
-    changed = [
-        f"{name} {state['data'].get(name)} -> {value}"
-        for name, value in data.items()
-        if state["data"].get(name) != value
-    ]
+    changed = data_changes(state["data"], data)
     if changed and not allow_data_change:
         raise RunError(
             f"the data set is not the one that {run_folder} was trained on ({', '.join(changed)}); restore it, "

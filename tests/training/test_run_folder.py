@@ -99,6 +99,18 @@ def test_other_data_are_refused_unless_allowed(folder):
     read_checkpoint(checkpoint, settings, {"num_train": 99}, True, total_steps=20)
 
 
+def test_a_checkpoint_that_does_not_know_file_sizes_is_continued(folder):
+    """Those of versions that did not look at them; the next one knows."""
+    checkpoint, settings = open_run(folder, "auto"), {"lr": 0.1, "epochs": 2}
+    read_checkpoint(checkpoint, settings, {"num_train": 100, "train_file_sizes": "ab"}, False, total_steps=20)
+    data = {"num_train": 100, "train_file_sizes": "ab"}
+    state = {"progress": Progress(step=11).to_dict(), "settings": settings, "data": data}
+    checkpoint = save_checkpoint(folder / "checkpoints", 11, {}, state)
+    read_checkpoint(checkpoint, settings, data, False, total_steps=20)
+    with pytest.raises(RunError, match=r"was trained on \(train_file_sizes ab -> cd\)"):
+        read_checkpoint(checkpoint, settings, data | {"train_file_sizes": "cd"}, False, total_steps=20)
+
+
 def test_a_foreign_checkpoint_is_no_run(tmp_path):
     path = save_checkpoint(tmp_path / "run" / "checkpoints", 5, {}, {"step": 5})
     with pytest.raises(CheckpointError, match="is not a checkpoint of a training run"):

@@ -146,11 +146,11 @@ def test_a_wrong_setting_is_named(run, keys, value, said):
         (lambda text: text[:-20], r"line \d+ is cut short"),
         (
             lambda text: text[: text[:-1].rindex("\n")] + "\n",
-            r"its last epoch ends at step 529 where summary.json has 552",
+            "its last epoch ends at step 529 where",
         ),
         (
             lambda text: text[: text.index("\n", len(text) // 2) + 1],
-            r"its last epoch ends at step \d+ where summary.json has 552",
+            r"its last epoch ends at step \d+ where",
         ),
         (lambda text: "{}\n" + text, "metrics.jsonl, line 1 has no kind"),
         (lambda text: text.replace('"step": 10,', '"step": "10",', 1), "line 1: step must be a whole number"),
@@ -265,6 +265,6 @@ NO_REPOSITORIES = [
 ]
 
 
-@pytest.mark.parametrize("text", [*NO_REPOSITORIES, "me/t\u00efny", "me/" + "a" * 97])
+@pytest.mark.parametrize("text", [*NO_REPOSITORIES, "me/x\n", "me/t\u00efny", "me/" + "a" * 97])
 def test_what_the_hub_takes_for_no_repository(text):
     assert not is_repository_id(text)

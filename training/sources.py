@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from training.data_error import DataError, listed
 from training.labels import read_class_names, streamed_class_names, with_labels_of, with_train_labels
 from training.sampling import stratified_holdout
-from training.unicode_text import require_text, require_text_column
+from training.unicode_text import require_text, require_text_column, require_text_names, unicode_problem
 
 Split: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
@@ -223,7 +223,8 @@ def _load_dataset(
     try:
         return datasets.load_dataset(path, name=name, data_files=data_files, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+        cause = error.__cause__ or error
+        reason = unicode_problem(cause) if isinstance(cause, UnicodeError) else " ".join(str(cause).split())
         place = ", ".join(data_files.values()) if data_files else path
         if not os.path.exists(place):
             place = f"{place} (no such folder here, so a Hub id)"
@@ -350,9 +351,7 @@ def _read_class_folders(root: Path, every_class: bool) -> datasets.Dataset:
         if every_class and not images:
             found = f"only {listed(files, 3)}" if files else "nothing"
             raise DataError(f"class folder {root / class_name} holds no pictures ({found}): fill or delete it")
-        require_text(class_name, f"a class folder in {root}")
-        for file in images:
-            require_text(file, f"a file in {root / class_name}")
+        require_text_names(root, class_name, images)
         paths.append(pa.array([os.path.join(root, class_name, file) for file in images], pa.string()))
         labels.append(np.full(len(images), label))
     count = sum(map(len, paths))

@@ -1,6 +1,7 @@
 """Names of files and classes as Unicode: what is not text is refused by name, and what reads alike is the same."""
 
 import io
+import os
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -53,6 +54,22 @@ def require_text_column(column: pa.Array | pa.ChunkedArray, what: str, place: st
                     f"{what} {value!r} of sample {index} of {place} is not UTF-8: write it as text"
                 ) from None
         raise
+
+
+def require_text_names(root: str | os.PathLike[str], class_name: str, files: Iterable[str]) -> None:
+    """`require_text` for a class folder below `root` and the files in it."""
+    require_text(class_name, f"a class folder in {root}")
+    place = f"a file in {os.path.join(root, class_name)}"
+    for file in files:
+        require_text(file, place)
+
+
+def unicode_problem(error: UnicodeError) -> str:
+    """The text or the bytes that could not be converted, which the error itself does not show."""
+    if not isinstance(error, UnicodeDecodeError | UnicodeEncodeError):
+        return str(error)
+    shown = error.object if len(error.object) <= 60 else error.object[max(0, error.start - 20) : error.end + 20]
+    return f"{shown!r} is not UTF-8: rename the file, or rewrite the text"
 
 
 def composed(name: str) -> str:

@@ -1,10 +1,12 @@
 """Labels of any column type, classes that are matched by name, and names that are no text."""
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -159,6 +161,28 @@ def test_a_model_knows_classes_that_read_alike():
 def test_names_that_are_not_utf_8_are_refused(tmp_path, file, said):
     write_folder(tmp_path, "ant/1.jpg", "bee/1.jpg", file)
     with pytest.raises(DataError, match="^" + re.escape(said.format(tmp_path))):
+        load_splits(str(tmp_path))
+
+
+def test_a_tar_file_with_a_name_that_is_not_utf_8_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "train-0.tar", "w", errors="surrogateescape") as tar:
+        for name, data in (
+            ("a.png", picture(0)),
+            ("a.cls", b"0"),
+            (f"{LATIN_1}.png", picture(1)),
+            (f"{LATIN_1}.cls", b"1"),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    with pytest.raises(DataError, match=r"cannot be loaded: '.*caf\\udce9.*' is not UTF-8: rename the file"):
+        load_splits(str(tmp_path))
+
+
+def test_a_table_that_is_not_utf_8_is_shown(tmp_path):
+    write_folder(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "metadata.csv").write_bytes(b"file_name,label\n1.jpg,caf\xe9\n2.jpg,tea\n")
+    with pytest.raises(DataError, match=r"cannot be loaded: b'.*caf\\xe9.*' is not UTF-8: rename the file, or re"):
         load_splits(str(tmp_path))
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from hub_card.run_files import PublishError, damaged, read_json, read_json_lines, read_yaml, run_file
-from hub_card.schema import NETWORK, PROCESSOR, RECIPE, RECORD, SUMMARY, check
+from hub_card.schema import NETWORK, PROCESSOR, RECIPE, RECORD, SUMMARY, check, is_text
 from hub_card.transform import load_processor
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetImageProcessor
 
@@ -92,6 +92,8 @@ def read_run(folder: str | Path) -> Run:
         PublishError: there is no such folder, it holds no finished run, or a file of it is missing or damaged.
     """
     folder = Path(folder)
+    if not is_text(str(folder)):
+        raise PublishError(f"the path {str(folder)!r} is not UTF-8: rename its folders")
     if not folder.is_dir():
         others = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
         near = difflib.get_close_matches(folder.name, others, n=1)

@@ -14,7 +14,7 @@ TEXT, COUNT, NUMBER, FLAG = "text", "a whole number of at least 0", "a number", 
 SETTING = "a value or a list of values"
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
@@ -24,11 +24,11 @@ def _is_number(value: Any) -> bool:
 
 def _is_setting(value: Any) -> bool:
     items = value if isinstance(value, list) else [value]
-    return all(item is None or isinstance(item, bool) or _is_number(item) or _is_text(item) for item in items)
+    return all(item is None or isinstance(item, bool) or _is_number(item) or is_text(item) for item in items)
 
 
 KINDS: dict[str, Callable[[Any], bool]] = {
-    TEXT: _is_text,
+    TEXT: is_text,
     COUNT: lambda value: type(value) is int and value >= 0,
     NUMBER: _is_number,
     FLAG: lambda value: isinstance(value, bool),

@@ -244,6 +244,11 @@ def test_what_is_no_file_is_not_waited_for(run, file):
 # Names
 
 
+def test_a_path_that_is_not_utf_8_is_refused(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / os.fsdecode(b"caf\xe9"))
+    assert refusal(other) == f"the path {str(other)!r} is not UTF-8: rename its folders"
+
+
 @pytest.mark.parametrize("text", ["me/x", "my-org/tinynet_a.in1k", "A1/0"])
 def test_repositories(text):
     assert is_repository_id(text)

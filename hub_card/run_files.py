@@ -62,7 +62,7 @@ def read_yaml(folder: Path, name: str) -> Any:
     text = read_text(folder, name)
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that there is not
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that there is not
         raise damaged(folder / name, str(error)) from error
 
 

@@ -118,7 +118,9 @@ def test_a_damaged_file_is_named(run, file, content):
     assert file in refusal(run)
 
 
-@pytest.mark.parametrize("content", ["", "- a", "model", "a: [", "lr: 1", "model: {a: 1}", "date: 2026-99-99", "\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "[" * 3000, "- a", "model", "a: [", "lr: 1", "model: {a: 1}", "date: 2026-99-99", "\xff"]
+)
 def test_a_damaged_recipe_is_named(run, content):
     (run / "recipe.yaml").write_text(content, encoding="latin-1")
     assert "recipe.yaml" in refusal(run)

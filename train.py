@@ -58,7 +58,7 @@ from training.ema import ExponentialMovingAverage
 from training.environment import environment, machine
 from training.evaluation import evaluate
 from training.explain import explain_run, lr_schedule, warmup_remark
-from training.fingerprint import data_fingerprint
+from training.fingerprint import FILE_SIZES, data_fingerprint, file_sizes
 from training.interruption import EXIT_CODE, Interrupted, Interruption
 from training.loader_workers import batches_in_time, end_workers, workers_lost
 from training.loss import smoothed_targets, soft_cross_entropy
@@ -84,6 +84,7 @@ from training.sampling import TrainingPlan
 from training.save_schedule import SaveSchedule
 from training.sources import load_splits, num_samples
 from training.streaming import EmptyStreamError, StreamPositions
+from training.unicode_text import escape_what_stdout_lacks
 
 
 def main(argv: list[str]) -> None:
@@ -178,6 +179,8 @@ def main(argv: list[str]) -> None:
     if not config.streaming:
         for name, split in (("train", splits.train), ("validation", splits.validation)):
             data[f"{name}_fingerprint"] = data_fingerprint(split, splits.image_column, splits.label_column)
+            sizes = file_sizes(split, splits.image_column) if is_main else None  # a look at every file, from one rank
+            data[name + FILE_SIZES] = broadcast_object_list([sizes])[0]
     execution = config.execution() | {"num_processes": num_processes} | machine(device)
     progress, state, changes = Progress(), {}, []
     if checkpoint is not None:
@@ -573,4 +576,5 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    escape_what_stdout_lacks()
     sys.exit(run(sys.argv[1:]))

@@ -34,7 +34,7 @@ from PIL import Image
 from training.augmentation import EvalTransform, TrainTransform
 from training.data import build_dataset, build_eval_loader, build_train_loader
 from training.environment import environment
-from training.fingerprint import data_fingerprint
+from training.fingerprint import data_fingerprint, file_sizes
 from training.sampling import TrainingPlan
 from training.sources import IMAGENET_COUNTS, load_splits
 
@@ -132,6 +132,7 @@ def start(dataset: str, num_workers: str, started_at: str) -> None:
     done("splits")
     for split in (splits.train, splits.validation):
         data_fingerprint(split, splits.image_column, splits.label_column)
+        file_sizes(split, splits.image_column)
     done("fingerprints")
     reading = {
         "columns": (splits.image_column, splits.label_column),

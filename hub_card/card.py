@@ -10,7 +10,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hub_card.markdown import count, plain
 from hub_card.run import Run
+from hub_card.transform import input_sentence
 from modeling_tinynet import TINYNET_VARIANTS
 
 TEMPLATE = Path(__file__).with_name("template.md")
@@ -83,30 +85,28 @@ def _facts(run: Run, repository: str, benchmarks: Path) -> dict[str, Any]:
     """By the names that the template uses."""
     network, summary = run.network, run.summary
     labels = [network.id2label[index] for index in range(network.num_labels)]
-    mean, std = ([f"{value:g}" for value in values] for values in (network.image_mean, network.image_std))
     return {
         "repository": repository,
-        "title": repository.partition("/")[2],
+        "title": plain(repository.partition("/")[2]),
         "network": _network_name(network.variant),
         "variant": network.variant,
         "width": network.width_multiplier,
         "depth": network.depth_multiplier,
-        "labels": [_plain(label) for label in labels] if len(labels) <= MOST_CLASSES else [],
+        "labels": [plain(label) for label in labels] if len(labels) <= MOST_CLASSES else [],
         "num_labels": len(labels),
         "mark": MARK,
-        "dataset": "scikit-learn's handwritten digits" if run.dataset == "digits" else _plain(run.dataset),
-        "hub_dataset": run.hub_dataset,
-        "base_model": run.base_model,
+        "dataset": _dataset(run),
+        "base_model": _link(run.base_model) if run.base_model else None,
         "is_fine_tuned": run.is_fine_tuned,
         "is_imagenet": "imagenet" in run.dataset.lower(),
         "knows_imagenet": bool(re.search(r"in1k|imagenet", run.base_model or "")),
-        "num_train": f"{summary['num_train']:,}",
-        "num_validation": f"{summary['num_validation']:,}",
+        "training": ", ".join(
+            count(summary[number], noun)
+            for number, noun in (("num_train", "picture"), ("epochs", "epoch"), ("steps", "update"))
+        ),
+        "held_out": count(summary["num_validation"], "held-out picture"),
         "image_size": summary["image_size"],
-        "resize_size": run.processor_config["size"]["shortest_edge"],
-        "crop_size": run.processor_config["crop_size"]["height"],
-        "mean": ", ".join(mean),
-        "std": ", ".join(std),
+        "input": input_sentence(run.processor),
         "parameters": f"{summary['parameters']:,}",
         "macs": f"{summary['macs'] / 1e6:,.1f} M",
         "hidden_size": f"{network.hidden_size:,}",
@@ -116,23 +116,36 @@ def _facts(run: Run, repository: str, benchmarks: Path) -> dict[str, Any]:
         "weak_classes": _weak_classes(run),
         "latency": _latency(run, benchmarks),
         "recipe": _recipe_rows(run.public_recipe()),
-        "epochs": summary["epochs"],
-        "steps": f"{summary['steps']:,}",
         "processes": summary["processes"],
-        "precision": summary["precision"],
         "duration": _duration(summary["elapsed_s"]),
         "images_per_s": f"{summary['images_per_s']:.0f}" if summary["images_per_s"] else None,
-        "device": summary["environment"]["gpu"] or summary["environment"]["processor"],
-        "cpu_cores": None if summary["environment"]["gpu"] else summary["environment"]["cpu_cores"],
+        "device": _device(summary["environment"]),
         "versions": ", ".join(
-            f"{name} {version}"
+            plain(f"{name} {version}")
             for name, version in summary["environment"]["versions"].items()
             if version and name in ("modeling-tinynet", "torch", "transformers", "accelerate")
         ),
-        "commit": summary["environment"]["commit"],
-        "date": summary["environment"]["date"],
+        "commit": plain(summary["environment"]["commit"] or ""),
+        "date": plain(summary["environment"]["date"]),
         "arxiv": ARXIV,
     }
+
+
+def _link(repository: str, folder: str = "") -> str:
+    return f"[{plain(repository)}](https://huggingface.co/{folder}{repository})"
+
+
+def _dataset(run: Run) -> str:
+    if run.hub_dataset:
+        return _link(run.hub_dataset, "datasets/")
+    return "scikit-learn's handwritten digits" if run.dataset == "digits" else plain(run.dataset)
+
+
+def _device(environment: dict[str, Any]) -> str:
+    if environment["gpu"]:
+        return plain(environment["gpu"])
+    cores = environment["cpu_cores"]
+    return plain(environment["processor"]) + (f" ({count(cores, 'core')})" if cores else "")
 
 
 def _network_name(variant: str | None) -> str:
@@ -164,7 +177,7 @@ def _weak_classes(run: Run) -> list[tuple[str, str]]:
     wrong = [c for c in run.summary["best"].get("per_class", []) if c["top_1_correct"] < c["n"]]
     wrong.sort(key=lambda c: c["top_1_correct"] / c["n"])
     return [
-        (_plain(c["class"]), f"{c['top_1_correct']}/{c['n']} = {100 * c['top_1_correct'] / c['n']:.1f} %")
+        (plain(c["class"]), f"{c['top_1_correct']}/{c['n']} = {100 * c['top_1_correct'] / c['n']:.1f} %")
         for c in wrong[:MOST_WEAK_CLASSES]
     ]
 
@@ -190,7 +203,7 @@ def _latency(run: Run, benchmarks: Path) -> dict[str, Any] | None:
 
 def _duration(seconds: float) -> str:
     if seconds < 600:
-        return f"{seconds:.0f} seconds"
+        return count(round(seconds), "second")
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
@@ -204,9 +217,4 @@ def _setting(value: Any) -> str:
         return " to ".join(_setting(item) for item in value)
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else _plain(str(value))
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, no HTML, no new cell or line of a table."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.split()))
+    return f"{value:g}" if isinstance(value, float) else plain(str(value))

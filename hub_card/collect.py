@@ -9,6 +9,7 @@ curves.png, metrics.jsonl, recipe.yaml
 """
 
 import json
+import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ import yaml
 from huggingface_hub import get_token
 
 import modeling_tinynet
-from hub_card.run import PublishError, Run
+from hub_card.run import Run
+from hub_card.run_files import PublishError, run_file
 
 AUTO_MAP = {
     "AutoConfig": "configuration_tinynet.TinyNetConfig",
@@ -29,7 +31,7 @@ AUTO_MAP = {
 }
 PACKAGE = Path(modeling_tinynet.__file__).parent
 CODE = tuple(sorted(path.name for path in PACKAGE.glob("*_tinynet.py")))  # these import each other
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 ABSOLUTE_PATH = re.compile(r"(?:/|~|[A-Za-z]:[\\/]|\\\\)")
 
 
@@ -37,7 +39,8 @@ def collect(run: Run, card: str) -> dict[str, bytes | Path]:
     """The files of the repository: path -> contents, or the file that holds them.
 
     Raises:
-        PublishError: a file is missing; or a text among them holds a token, or a path of this machine.
+        PublishError: a file is missing, too large, or a link out of the run; or it holds a token, or a path of this
+            machine.
     """
     config = {name: value for name, value in run.model_config.items() if name != "_name_or_path"}
     processor_map = {"AutoImageProcessor": AUTO_MAP["AutoImageProcessor"]}
@@ -50,15 +53,13 @@ def collect(run: Run, card: str) -> dict[str, bytes | Path]:
         "README.md": card.encode(),
         "config.json": _json(config | {"auto_map": AUTO_MAP}),
         "preprocessor_config.json": _json(run.processor_config | {"auto_map": processor_map}),
-        "model.safetensors": run.folder / "best" / "model.safetensors",
+        "model.safetensors": run_file(run.folder, "best/model.safetensors"),
         **{name: PACKAGE / name for name in CODE},
         "recipe.yaml": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=1000).encode(),
-        "metrics.jsonl": run.folder / "metrics.jsonl",
-        "curves.png": run.folder / "curves.png",
+        "metrics.jsonl": run_file(run.folder, "metrics.jsonl"),
+        "curves.png": run_file(run.folder, "curves.png"),
     }
     for path, content in files.items():
-        if isinstance(content, Path) and not content.is_file():
-            raise PublishError(f"the run in {run.folder} is not complete: {content} is missing")
         _refuse_tokens(path, content)
     return files
 
@@ -69,10 +70,20 @@ def _json(value: dict[str, Any]) -> bytes:
 
 
 def _refuse_tokens(path: str, content: bytes | Path) -> None:
-    data = content.read_bytes() if isinstance(content, Path) else content
-    token = get_token()
-    if TOKEN.search(data.decode("latin-1")) or (token and token.encode() in data):
+    if isinstance(content, bytes):
+        found = _holds_token(content)
+    elif content.stat().st_size:
+        with content.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = _holds_token(data)
+    else:
+        found = False
+    if found:
         raise PublishError(f"{path} holds what looks like a Hugging Face token; remove it from the run first")
+
+
+def _holds_token(data: bytes | mmap.mmap) -> bool:
+    token = get_token()
+    return TOKEN.search(data) is not None or bool(token and data.find(token.encode()) >= 0)
 
 
 def _refuse_paths(path: str, value: Any) -> None:

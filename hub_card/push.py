@@ -8,27 +8,24 @@ shows nothing of it before all is there. A card that was edited by hand on the H
 """
 
 import argparse
+import difflib
+import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HTTPError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from hub_card.card import MARK, model_card
 from hub_card.collect import collect
-from hub_card.run import REPOSITORY_ID, PublishError, read_run
+from hub_card.hub_errors import check_token, hub_errors
+from hub_card.run import is_repository_id, read_run
+from hub_card.run_files import PublishError
 
+# The Hub's identifiers, from its documentation (hub/repositories-licenses).
+LICENSES = Path(__file__).with_name("licenses.txt").read_text(encoding="utf-8").split()
 # "[More Information Needed]" stands 39 times in transformers' template: with some filled in, it is somebody's card.
 UNTOUCHED = 39
 
@@ -60,7 +57,7 @@ def publish(
     """
     api = HfApi()
     check_rights(repository, to_propose=create_pr)
-    with _sentences(repository, api):
+    with hub_errors(repository, api):
         if not create_pr:
             api.create_repo(repository, private=private, exist_ok=True)
             if private and not api.model_info(repository).private:
@@ -82,7 +79,7 @@ def publish(
     said.insert(0, f"Published: {commit.pr_url or commit.commit_url}")
     if tag:
         try:
-            with _sentences(repository, api):
+            with hub_errors(repository, api, again="try again with another --tag"):
                 api.create_tag(repository, tag=tag, revision=commit.oid)
         except PublishError as error:
             raise PublishError(f"the model is published, but not tagged {tag}: {error}") from error
@@ -105,10 +102,14 @@ def check_rights(repository: str, to_propose: bool = False) -> None:
     A fine-grained token is taken: what it may do shows in the upload.
 
     Raises:
-        PublishError: there is none, it is not valid, or it has no such right; or the Hub cannot be reached.
+        PublishError: there is none, it is not valid, or it has no such right; there can be no such repository; or the
+            Hub cannot be reached.
     """
     api = HfApi()
-    with _sentences(repository, api):
+    if not is_repository_id(repository):
+        raise PublishError(f"{repository!r} is no repository of the Hub; it must be like me/tinynet-flowers")
+    check_token()
+    with hub_errors(repository, api):
         account = api.whoami()
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise PublishError("the Hugging Face token may only read; make one that may write, and run `hf auth login`")
@@ -130,48 +131,6 @@ def _is_generated(api: HfApi, repository: str, revision: str | None) -> bool:
     return MARK in text or text.count("[More Information Needed]") >= UNTOUCHED
 
 
-@contextmanager
-def _sentences(repository: str, api: HfApi) -> Iterator[None]:
-    """Whatever the Hub or the line to it refuses becomes a PublishError of one sentence."""
-    try:
-        yield
-    except PublishError:
-        raise
-    except LocalTokenNotFoundError:
-        raise PublishError("there is no Hugging Face token; run `hf auth login`, or set HF_TOKEN") from None
-    except OfflineModeIsEnabled:
-        raise PublishError("HF_HUB_OFFLINE is set; unset it to publish") from None
-    except RepositoryNotFoundError as error:
-        raise PublishError(f"there is no repository {repository}, or it is not yours to see") from error
-    except RevisionNotFoundError as error:
-        raise PublishError(f"the revision is not one of {repository}; name a branch") from error
-    except (HTTPError, RuntimeError, OSError, ValueError) as error:
-        raise PublishError(_reason(error, repository, api)) from error
-
-
-def _reason(error: BaseException, repository: str, api: HfApi) -> str:
-    """An upload's error has another for its cause: the first one that the Hub or the network gave tells most."""
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    again = "nothing was published, and the same command tries again"
-    for cause in causes:
-        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-            status = cause.response.status_code
-            if status == 401:
-                return "the Hugging Face token is not valid; run `hf auth login`, or set HF_TOKEN to another"
-            if status == 403:
-                return f"the Hugging Face token may not write to {repository}; take one that may, or --create_pr"
-            if status == 429:
-                return f"{api.endpoint} asks to wait (429, too many requests); {again} later"
-            said = " ".join((cause.server_message or cause.response.reason_phrase).split())
-            return f"{api.endpoint} answered {status} ({said}); {again}"
-    for cause in causes:
-        if isinstance(cause, HTTPError):
-            return f"{api.endpoint} cannot be reached ({cause or type(cause).__name__}); {again}"
-    return f"the upload failed ({' '.join(str(error).split())}); {again}"
-
-
 # Command line
 
 
@@ -181,8 +140,24 @@ class Parser(argparse.ArgumentParser):
 
 
 def repository_id(text: str) -> str:
-    if not REPOSITORY_ID.fullmatch(text):
-        raise argparse.ArgumentTypeError(f"must be like me/tinynet-flowers, got {text!r}")
+    if not is_repository_id(text):
+        raise argparse.ArgumentTypeError(
+            f"must be like me/tinynet-flowers: letters, digits, single - . _ between them, at most 96; got {text!r}"
+        )
+    return text
+
+
+def license_id(text: str) -> str:
+    if text not in LICENSES:
+        near = difflib.get_close_matches(text.lower(), LICENSES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "take other for what has no identifier there"
+        raise argparse.ArgumentTypeError(f"must be one of the Hub's licenses, got {text!r}; {hint}")
+    return text
+
+
+def ref_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", text, re.ASCII) or ".." in text or text.endswith((".", ".lock")):
+        raise argparse.ArgumentTypeError(f"must be a name for git, like v1.0, got {text!r}")
     return text
 
 
@@ -198,10 +173,15 @@ def build_parser() -> Parser:
     parser.add_argument("--yes", action="store_true", help="upload; without it, only show what would be")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--revision", metavar="BRANCH", help="commit to this branch (default: main)")
+    where.add_argument("--revision", type=ref_name, metavar="BRANCH", help="commit to this branch (default: main)")
     where.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--tag", help="tag the commit, like v1.0")
-    parser.add_argument("--license", default="apache-2.0", help="of the weights (default: %(default)s)")
+    parser.add_argument("--tag", type=ref_name, help="tag the commit, like v1.0")
+    parser.add_argument(
+        "--license",
+        type=license_id,
+        default="apache-2.0",
+        help="of the weights (default: %(default)s)",
+    )
     return parser
 
 
@@ -241,4 +221,5 @@ def tree(files: dict[str, bytes | Path]) -> str:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a card may hold what the terminal's encoding lacks
     sys.exit(main())

@@ -1,22 +1,28 @@
 """What a finished run left in its folder, read and checked: the only source of what is published about it."""
 
 import difflib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig
+from hub_card.run_files import PublishError, damaged, read_json, read_json_lines, read_yaml, run_file
+from hub_card.schema import NETWORK, PROCESSOR, RECIPE, RECORD, SUMMARY, check, is_text
+from hub_card.transform import load_processor
+from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetImageProcessor
 
-REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-
-class PublishError(ValueError):
-    """A run cannot be published. The message is one sentence and says what to do."""
+def is_repository_id(text: str) -> bool:
+    """Whether the Hub takes `text` as owner/name."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return "/" in text
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,10 @@ class Run:
     @property
     def network(self) -> TinyNetConfig:
         return TinyNetConfig.from_dict(self.model_config)
+
+    @property
+    def processor(self) -> TinyNetImageProcessor:
+        return load_processor(self.processor_config)
 
     @property
     def dataset(self) -> str:
@@ -58,7 +68,7 @@ class Run:
 
     def _hub_id(self, what: str) -> str | None:
         name = self.summary[what]
-        return name if REPOSITORY_ID.fullmatch(name) and not self._is_local(what) else None
+        return name if is_repository_id(name) and not self._is_local(what) else None
 
     def public_recipe(self) -> dict[str, Any]:
         """The recipe without what only this machine knows: places are left out, folders become their names."""
@@ -82,6 +92,8 @@ def read_run(folder: str | Path) -> Run:
         PublishError: there is no such folder, it holds no finished run, or a file of it is missing or damaged.
     """
     folder = Path(folder)
+    if not is_text(str(folder)):
+        raise PublishError(f"the path {str(folder)!r} is not UTF-8: rename its folders")
     if not folder.is_dir():
         others = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
         near = difflib.get_close_matches(folder.name, others, n=1)
@@ -93,24 +105,53 @@ def read_run(folder: str | Path) -> Run:
         if (folder / "recipe.yaml").exists():
             raise PublishError(f"the run in {folder} is not finished; start it again with the same command first")
         raise PublishError(f"{folder} holds no run of train.py: it has no summary.json")
-    try:
-        run = Run(
-            folder=folder,
-            summary=json.loads((folder / "summary.json").read_text()),
-            recipe=yaml.safe_load((folder / "recipe.yaml").read_text()),
-            records=[json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()],
-            model_config=json.loads((folder / "best" / "config.json").read_text()),
-            processor_config=json.loads((folder / "best" / "preprocessor_config.json").read_text()),
-        )
-        with safe_open(folder / "best" / "model.safetensors", "pt"):  # compares the file's length with its header
-            pass
-    except OSError as error:
-        raise PublishError(
-            f"the run in {folder} is not complete: {error.filename or error}: {error.strerror}"
-        ) from error
-    except (ValueError, yaml.YAMLError, SafetensorError) as error:
-        problem = " ".join(str(error).split())
-        raise PublishError(f"a file of the run in {folder} is damaged: {problem}") from error
-    if "is_local" not in run.summary:
+    summary = read_json(folder, "summary.json")
+    if isinstance(summary, dict) and "is_local" not in summary:
         raise PublishError(f"the run in {folder} was made by an older train.py, whose summary.json says too little")
+    run = Run(
+        folder=folder,
+        summary=summary,
+        recipe=read_yaml(folder, "recipe.yaml"),
+        records=read_json_lines(folder, "metrics.jsonl"),
+        model_config=read_json(folder, "best/config.json"),
+        processor_config=read_json(folder, "best/preprocessor_config.json"),
+    )
+    _check(run)
     return run
+
+
+def _check(run: Run) -> None:
+    check(run.summary, SUMMARY, "summary.json")
+    check(run.recipe, RECIPE, "recipe.yaml")
+    for number, record in enumerate(run.records, start=1):
+        check(record, RECORD, f"metrics.jsonl, line {number}")
+    check(run.model_config, NETWORK, "best/config.json")
+    check(run.processor_config, PROCESSOR, "best/preprocessor_config.json")
+    last, steps = max((r["step"] for r in run.records if r["kind"] == "epoch"), default=0), run.summary["steps"]
+    if last != steps:
+        raise damaged(
+            run.folder / "metrics.jsonl", f"its last epoch ends at step {last} where summary.json has {steps}"
+        )
+    if unknown := next((name for name in run.recipe if not re.fullmatch(r"[a-z]\w*", name, re.ASCII)), None):
+        raise damaged(run.folder / "recipe.yaml", f"{unknown!r} is no setting")
+    _check_network(run)
+
+
+def _check_network(run: Run) -> None:
+    """That config.json describes a network, with the classes of the weights."""
+    path = run.folder / "best" / "config.json"
+    try:
+        network = run.network
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise damaged(path, str(error)) from error
+    labels = network.id2label
+    if sorted(labels) != list(range(len(labels))):
+        raise damaged(path, f"id2label must number its classes from 0 to {len(labels) - 1}")
+    weights = run_file(run.folder, "best/model.safetensors")
+    try:
+        with safe_open(weights, "pt") as file:  # compares the file's length with its header
+            rows = file.get_slice("classifier.weight").get_shape()[0]
+    except (SafetensorError, OSError) as error:
+        raise damaged(weights, str(error)) from error
+    if rows != len(labels):
+        raise damaged(path, f"it has {len(labels)} classes where the weights have {rows}")

@@ -22,6 +22,7 @@ from training.split_names import (
     names_no_class,
     validation_candidates,
 )
+from training.unicode_text import require_text_names
 
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".gz", ".7z")
 TABLE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".xls")  # of files that may hold labels
@@ -199,6 +200,7 @@ def _read_split(tree: _Tree, root: Path, tables: list[str], every_class: bool) -
             only = f"only {listed(files, 3)}" if files else "nothing"
             raise DataError(f"class folder {folder} holds no images ({only}): fill or delete it")
         tree.leave_out(folder, hidden + found.others)
+        require_text_names(root, class_name, found.images)
         paths.append(pa.array([os.path.join(folder, file) for file in found.images], pa.string()))
         labels.append(np.full(len(found.images), label))
     count = sum(map(len, paths))

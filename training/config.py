@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from training.ema import rescaled_decay
 from training.save_schedule import PATTERN
@@ -28,6 +30,15 @@ class Range:
 
     words: str
     contains: Callable[[Any], bool]
+
+
+def _is_repository(text: str) -> bool:
+    """By the client's own rule: what it refuses would be known only after the training."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return "/" in text
 
 
 POSITIVE = Range("positive", lambda value: value > 0)
@@ -42,9 +53,7 @@ MAGNITUDE = Range("between 0 and 30", lambda value: 0 <= value <= 30)
 STOP_OR_SKIP = Range("stop, or skip:N with a whole N", lambda value: re.fullmatch(r"stop|skip:[1-9]\d*", value))
 INTERVAL = Range("an interval like 500steps or 10min", PATTERN.fullmatch)
 NAMED = Range("a name, not empty", lambda value: value.strip() != "")
-REPOSITORY = Range(
-    "a repository like me/tinynet-flowers", re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*").fullmatch
-)
+REPOSITORY = Range("a repository like me/tinynet-flowers", _is_repository)
 AREAS = Range("two shares of the area, 0 < low <= high <= 1", lambda value: 0 < value[0] <= value[1] <= 1)
 RATIOS = Range("two ratios, 0 < low <= high", lambda value: 0 < value[0] <= value[1])
 
@@ -388,7 +397,9 @@ def _convert(kind: Any, value: Any) -> tuple[Any, str]:
         words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
         return words.get(str(value).lower()), "true or false"
     if kind is str:
-        return (value if isinstance(value, str) else None), "text"
+        # Bytes that are not UTF-8 come from the command line as surrogates, which recipe.yaml cannot hold.
+        is_text = isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+        return (value if is_text else None), "text" if not isinstance(value, str) else "UTF-8 text"
     return _number(kind, value), "a whole number" if kind is int else "a number"
 
 

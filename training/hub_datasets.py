@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from training.data_error import DataError, listed
+from training.unicode_text import unicode_problem
 
 CONNECT_TIMEOUT_S = 10.0
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, HTTPError, datasets.exceptions.DatasetsError)
@@ -68,7 +69,8 @@ def loading_failure(dataset: str, name: str | None, error: BaseException) -> str
 
 def one_line(error: BaseException) -> str:
     """What an error of `datasets` says, in one line; it often wraps the one that tells more."""
-    return " ".join(str(error.__cause__ or error).split())
+    cause = error.__cause__ or error
+    return " ".join((unicode_problem(cause) if isinstance(cause, UnicodeError) else str(cause)).split())
 
 
 def _require_hub_or_cache(dataset: str) -> None:

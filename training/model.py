@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification
 from training.preprocessing import config_fields, read_processor
+from training.unicode_text import composed
 
 
 class ModelError(ValueError):
@@ -186,8 +187,8 @@ def head_rows(class_names: list[str], labels: list[str]) -> list[int | None]:
     )
     if by_position:
         return list(range(len(labels)))
-    row = {name: index for index, name in enumerate(labels)}
-    return [row.get(name) for name in class_names]
+    row = {composed(name): index for index, name in enumerate(labels)}
+    return [row.get(composed(name)) for name in class_names]
 
 
 def has_imagenet_classes(names: list[str]) -> bool:

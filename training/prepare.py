@@ -22,11 +22,12 @@ from training.config import default_num_workers
 from training.data_error import DataError
 from training.display import format_duration, format_speed
 from training.environment import environment
-from training.fingerprint import data_fingerprint
+from training.fingerprint import FILE_SIZES, data_fingerprint, file_sizes
 from training.loader_workers import begin_worker
 from training.prepared_copy import PreparedCopy, PrepareError, Shard, plan_shards, require_apart
 from training.shrinking import ShrunkenPictures
 from training.sources import Splits, load_splits
+from training.unicode_text import escape_what_stdout_lacks
 
 BATCH = 16  # pictures that a worker makes at once
 EPILOG = """\
@@ -137,6 +138,7 @@ def prepare(splits: Splits, dataset: str, options: argparse.Namespace) -> None:
             f"{name}_fingerprint": data_fingerprint(split, splits.image_column, splits.label_column)
             for name, split in by_split.items()
         },
+        **{name + FILE_SIZES: file_sizes(split, splits.image_column) for name, split in by_split.items()},
     }
     labels = {name: _labels(split, splits.label_column) for name, split in by_split.items()}
     plans = {name: plan_shards(name, len(split), options.shard_size) for name, split in by_split.items()}
@@ -262,4 +264,5 @@ def _megabytes(size: int) -> str:
 
 
 if __name__ == "__main__":
+    escape_what_stdout_lacks()
     sys.exit(main())

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from training.fingerprint import is_other
 from training.records import write_atomically, write_summary
 from training.shrinking import ShrunkenPicture
 
@@ -196,7 +197,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    changed = [name for name in wanted if found.get(name) != wanted[name]]
+    changed = [name for name in wanted if is_other(found, name, wanted[name])]
     if changed:
         differences = [
             f"{name} {found.get(name)} -> {wanted[name]}" if len(str(wanted[name])) < 80 else name for name in changed

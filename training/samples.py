@@ -36,4 +36,4 @@ def make_sample(
     if not isinstance(label, int) or not 0 <= label < num_classes:
         raise LabelError(f"label {label!r} of sample {index} is none of the {num_classes} classes")
     pixels = transform(decode_rgb(image, name=f"sample {index}"), key)
-    return {"pixel_values": pixels, "labels": label, "index": index, "replaced": 0}
+    return {"pixel_values": pixels, "labels": int(label), "index": index, "replaced": 0}

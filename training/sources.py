@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
@@ -15,11 +15,13 @@ from training.dataset_files import metadata_file, read_splits
 from training.labels import streamed_class_names, with_labels_of, with_train_labels
 from training.sampling import stratified_holdout
 from training.split_names import find_train_split, may_lack_labels, validation_candidates
+from training.unicode_text import require_text, require_text_column
 
 Split: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 IMAGE_COLUMN_NAMES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMN_NAMES = ("label", "labels", "class", "target", "cls")
+VIEWS = {"binary_view": "large_binary", "string_view": "large_string"}  # Arrow's layouts that Polars writes
 IMAGENET_COUNTS = {"train": 1_281_167, "validation": 50_000, "val": 50_000}
 
 
@@ -78,6 +80,7 @@ def load_splits(
     Raises:
         DataError: the data set is missing, or cannot be trained on as it is.
     """
+    require_text(dataset, "the dataset")
     given_names = None if class_names is None else read_class_names(class_names)
     found = read_splits(
         dataset,
@@ -252,18 +255,26 @@ def _find_image_column(dataset: str, split: Split, column: str | None) -> str:
     features = _features(dataset, split)
     if column is not None:
         return _require_column(dataset, features, column, "image_column")
-    # Parquet that `datasets` did not write holds pictures as plain bytes, or as a plain {bytes, path}.
+    # Parquet that `datasets` did not write holds images as plain bytes, or as a plain {bytes, path}.
     candidates = [name for name, feature in features.items() if isinstance(feature, datasets.Image)] or [
         name
         for name, feature in features.items()
-        if feature in (datasets.Value("binary"), datasets.Value("large_binary"))
+        if (isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary", "binary_view"))
         or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
     ]
     found = _pick(candidates, IMAGE_COLUMN_NAMES)
     if found is None:
         problem = f"several columns of pictures ({listed(candidates)})" if candidates else "no column of pictures"
-        raise DataError(f"{dataset} has {problem}: name one by image_column; its columns are {listed(features)}")
+        texts = [
+            name for name, feature in features.items() if _holds_texts(feature) and name not in LABEL_COLUMN_NAMES
+        ]
+        hint = f" (paths or URLs in {listed(texts)} will do)" if texts and not candidates else ""
+        raise DataError(f"{dataset} has {problem}: name one by image_column{hint}; its columns are {listed(features)}")
     return found
+
+
+def _holds_texts(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
 def _find_label_column(dataset: str, split: Split, column: str | None) -> str:
@@ -293,9 +304,15 @@ def _two_columns(place: str, split: Split, image_column: str, label_column: str)
         if column not in features:
             raise DataError(f"{place} has no column {column!r}, only {listed(features)}")
     split = split.select_columns([image_column, label_column])
+    stored = getattr(features[image_column], "dtype", None)
+    if stored in VIEWS:  # which `datasets.Image` cannot read
+        split = split.cast_column(image_column, datasets.Value(VIEWS[stored]))
     try:
-        return split.cast_column(image_column, datasets.Image(decode=False))
+        split = split.cast_column(image_column, datasets.Image(decode=False))
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"column {image_column!r} of {place} holds no pictures, but {features[image_column]}"
         ) from error
+    if isinstance(split, datasets.Dataset):
+        require_text_column(pc.struct_field(split.data.table.column(image_column), "path"), "path", place)
+    return split

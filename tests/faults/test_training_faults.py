@@ -370,6 +370,13 @@ def test_a_changed_data_set_is_noticed(tmp_path):
     process = at_step(3, (*PICTURES, "--epochs", "200"), 1, tmp_path)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
+    bright = pictures / "train" / "light" / "0.png"
+    original = bright.read_bytes()
+    bright.write_bytes(original + b"\0")
+    result = train(*PICTURES, "--epochs", "200", folder=tmp_path)
+    assert result.returncode == 2
+    assert "error: the data set is not the one that runs/run was trained on (train_file_sizes " in result.stderr
+    bright.write_bytes(original)
     shutil.move(pictures, tmp_path / "moved")
     (tmp_path / "moved" / "train" / "dark" / "3.png").rename(tmp_path / "moved" / "train" / "dark" / "30.png")
     arguments = (*PICTURES, "--epochs", "200", "--dataset", "moved")

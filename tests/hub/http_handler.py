@@ -21,6 +21,8 @@ class Fault:
     path: str  # a part of the request's path
     cut_after: int | None = None  # bytes of the body that are read before the connection is reset
     status: int | None = None
+    code: str | None = None  # the Hub's word for what is wrong, said beside the status
+    message: str = "injected"
     retry_after: int | None = None  # seconds, said beside the status
     delay_s: float = 0.0
 
@@ -48,7 +50,7 @@ class HubHandler(BaseHTTPRequestHandler):
         body = self._body()
         try:
             if fault is not None and fault.status is not None:
-                raise HubError(fault.status, "injected")
+                raise HubError(fault.status, fault.message, fault.code)
             self.user = self._user()
             for methods, pattern, method in self.routes:
                 match = re.fullmatch(pattern, split.path)

@@ -259,7 +259,7 @@ def test_a_tag_that_exists_is_said_after_the_commit(hub, api, run, capsys):
         ("summary.json", "is not finished; start it again"),
         ("best/model.safetensors", "is not complete"),
         ("curves.png", "curves.png is missing"),
-        ("metrics.jsonl", "metrics.jsonl: No such file"),
+        ("metrics.jsonl", "metrics.jsonl is missing"),
     ],
 )
 def test_an_unfinished_run(run, capsys, missing, said):

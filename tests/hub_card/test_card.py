@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from hub_card.card import model_card
 from hub_card.run import Run
@@ -106,8 +108,36 @@ def test_latency_is_said_where_it_was_measured(run, fine_tuned, tmp_path):
     assert "threads" not in model_card(fine_tuned, "me/x", benchmarks=tmp_path / "none.json")
 
 
+def test_one_of_a_kind_is_singular(run):
+    one = {"num_train": 1, "num_validation": 1, "epochs": 1, "steps": 1, "elapsed_s": 1.2}
+    environment = run.summary["environment"] | {"cpu_cores": 1}
+    card = model_card(dataclasses.replace(run, summary=run.summary | one | {"environment": environment}), "me/x")
+    assert "\n1 picture, 1 epoch, 1 update, 1 second on AMD EPYC (1 core), " in card
+    assert "| 1 held-out picture |" in card
+
+
+def test_names_of_any_kind_leave_the_card_whole(run, fine_tuned):
+    """Front matter, links and tables stay what they are, whatever a class, a dataset or a processor is called."""
+    odd = "---\n| `a` $x$ &amp; <b> http://x.org [y](z) {{ z }}"
+    best = copy.deepcopy(run.summary["best"])
+    best["per_class"][3] |= {"class": odd, "top_1_correct": 0}
+    environment = run.summary["environment"] | {"processor": odd, "commit": odd, "date": odd}
+    names = {"dataset": odd, "is_local": {"model": False, "dataset": False}}
+    summary = run.summary | names | {"best": best, "environment": environment}
+    config = run.model_config | {"id2label": run.model_config["id2label"] | {"3": odd}}
+    card = model_card(dataclasses.replace(run, summary=summary, model_config=config), "me/_x_")
+    assert card_errors(card) == []
+    metadata, shown = ModelCard(card).data, MarkdownIt("commonmark").enable("table").render(ModelCard(card).text)
+    assert metadata.eval_results[0].dataset_name == odd
+    as_shown = html.escape(" ".join(odd.split()))
+    assert shown.count(as_shown) == 6  # the class twice, dataset, processor, commit, date
+    assert "<h1>_x_</h1>" in shown
+    rows = [row.count("<td") for row in shown.split("<tr>")]
+    assert set(rows) <= {0, 2, 3}
+
+
 def test_class_names_are_text_and_no_markup(fine_tuned):
-    assert r"| a\|b \<script\> | 1/36" in model_card(fine_tuned, "me/x")
+    assert "| a&#124;b &lt;script&gt; | 1/36" in model_card(fine_tuned, "me/x")
 
 
 def test_what_is_unknown_is_left_out(run):
@@ -139,7 +169,7 @@ def numbers_in(value: Any) -> Iterator[float]:
 
 def said_numbers(card: str) -> list[str]:
     """The numbers of the card's prose and tables: not those of code, of names and of the citation."""
-    text = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
+    text = re.sub(r"```.*?```", "", html.unescape(card), flags=re.DOTALL)
     text = re.sub(r"arxiv[.:/\w]*2010\.14819|NeurIPS 2020|top-[15]|8-bit|divided by 255", "", text)
     text = re.sub(r"\w+ \d+(?:\.\d+)+(?:\.dev\d+)?|commit [\w-]+|\d{4}-\d\d-\d\d", "", text)  # versions, tested below
     return re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w])", text)

@@ -312,6 +312,8 @@ def test_a_recipe_that_cannot_be_read_is_refused(tmp_path, refusal):
         ({"epochs": 4.5}, "epochs must be a whole number, got 4.5"),
         ({"model": 3}, "model must be text, got 3"),
         ({"crop_scale": (0.5,)}, r"crop_scale must be two numbers, got \(0.5,\)"),
+        ({"push_to_hub": "me/x..y"}, "push_to_hub must be a repository like me/tinynet-flowers, got 'me/x..y'"),
+        ({"push_to_hub": "tinynet"}, "push_to_hub must be a repository like me/tinynet-flowers, got 'tinynet'"),
     ],
 )
 def test_construction_is_checked_as_the_command_line_is(values, sentence):

@@ -421,7 +421,7 @@ def test_columns_that_are_not_there_are_named(tmp_path):
         ([0, 1, None], "sample 2 of split 'train' of {} has no label"),
         (
             [0.0, 1.0, 2.0],
-            "labels of split 'train' of {} must be class labels, integers or strings, but 'label' is double",
+            "labels of split 'train' of {} must be class labels, integers, booleans or strings, but 'label' is double",
         ),
         ([1, 1, 1], "split 'train' of {} has pictures of one class only (1): training needs two or more"),
     ],

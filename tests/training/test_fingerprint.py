@@ -1,4 +1,5 @@
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from training.fingerprint import data_fingerprint
+from training.fingerprint import data_fingerprint, file_sizes
 from training.sources import load_splits
 
 
@@ -55,6 +56,51 @@ def test_another_picture_or_label_is_other_data(tmp_path, change):
     before = fingerprint(folder)
     change(folder / "train")
     assert fingerprint(folder) != before
+
+
+def sizes(folder: Path) -> str | None:
+    splits = load_splits(str(folder))
+    return file_sizes(splits.train, splits.image_column)
+
+
+def test_an_image_replaced_under_its_name_shows_in_the_sizes_alone(tmp_path):
+    folder = write_folder(tmp_path / "one")
+    names, before = fingerprint(folder), sizes(folder)
+    Image.new("RGB", (9, 8)).save(folder / "train" / "bee" / "2.png", compress_level=0)
+    assert fingerprint(folder) == names
+    assert sizes(folder) != before
+
+
+def test_a_copy_made_at_another_time_has_the_same_sizes(tmp_path):
+    before = sizes(write_folder(tmp_path / "one"))
+    assert re.fullmatch("[0-9a-f]{64}", before)
+    shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copyfile)
+    assert sizes(tmp_path / "two") == before
+
+
+def test_sizes_are_those_of_the_selection_in_its_order(tmp_path):
+    files = []
+    for size in (5, 6, 7):
+        files.append(str(tmp_path / f"{size}.png"))
+        Path(files[-1]).write_bytes(b"x" * size)
+    paths, nothing = pa.array([*files, "missing.png", "hf://a/b.png"]), pa.nulls(5, pa.binary())
+    images = pa.StructArray.from_arrays([nothing, paths], names=["bytes", "path"])
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    split = datasets.Dataset(pa.table({"image": images}), info=datasets.DatasetInfo(features=features))
+
+    def of(*indices):
+        return file_sizes(split.select(indices), "image")
+
+    assert len({of(0, 1), of(1, 0), of(0, 2), of(0, 1, 3), of(0, 3, 1)}) == 5
+    assert of(3, 4) is None
+    assert file_sizes(split, "image") == of(*range(5))
+
+
+def test_embedded_images_have_no_files(tmp_path):
+    """Their names may be those of files that lie here by chance."""
+    (tmp_path / "a.png").write_bytes(b"x")
+    split = parquet_split([3], [0], pa.array([str(tmp_path / "a.png")]))
+    assert file_sizes(split, "image") is None
 
 
 def parquet_split(sizes: list[int], labels: list[int], paths: pa.Array) -> datasets.Dataset:

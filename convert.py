@@ -27,7 +27,7 @@ from convert_pytorch import is_model_folder, read_pickled, read_safetensors
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
 from training.class_names import read_class_names
 from training.data_error import DataError
-from training.unicode_text import escape_what_stdout_lacks
+from training.terminal import escape_what_stdout_lacks
 
 WEIGHTS_FILE = "model.safetensors"
 MAX_NAMED_TENSORS = 3  # in an error

@@ -35,7 +35,7 @@ from training.model import ModelError, head_rows, load_saved_model, loading_erro
 from training.preprocessing import Preprocessing, read_processor
 from training.records import write_summary
 from training.sources import Splits, is_folder_of_classes, load_splits, num_samples
-from training.unicode_text import escape_what_stdout_lacks
+from training.terminal import escape_what_stdout_lacks
 
 HELD_OUT = FIELDS["validation_fraction"].default  # share of each class
 

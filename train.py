@@ -84,7 +84,7 @@ from training.sampling import TrainingPlan
 from training.save_schedule import SaveSchedule
 from training.sources import load_splits, num_samples
 from training.streaming import EmptyStreamError, StreamPositions
-from training.unicode_text import escape_what_stdout_lacks
+from training.terminal import escape_what_stdout_lacks
 
 
 def main(argv: list[str]) -> None:

@@ -77,8 +77,6 @@ PROCESSOR = {
     "crop_size?": {"*": (COUNT, None)},
     "resample?": COUNT,
     "rescale_factor?": NUMBER,
-    "image_mean?": [NUMBER],
-    "image_std?": [NUMBER],
     "image_processor_type?": TEXT,
 }
 

@@ -32,7 +32,9 @@ def input_sentence(processor: TinyNetImageProcessor) -> str:
     """
     if getattr(processor, "do_pad", None):
         raise PublishError(f"{FILE}: do_pad must be false, for the card cannot say how images are padded")
-    color = "An upright RGB picture" if processor.do_convert_rgb else "An upright picture, which has to be RGB"
+    color = "An upright RGB image" if processor.do_convert_rgb else "An upright image, which has to be RGB"
+    if processor.do_grayscale:
+        color = "An upright gray image"
     return ", ".join([color, *_geometry(processor), *_values(processor)]) + "."
 
 
@@ -40,20 +42,13 @@ def _geometry(processor: TinyNetImageProcessor) -> list[str]:
     steps = []
     if processor.do_resize:
         size, number = processor.size, int(processor.resample)
-        if number not in FILTERS:
-            raise PublishError(f"{FILE}: resample must be a number from 0 to 5, got {number}")
         how = FILTERS[number] + (", antialiased" if number else "") + ", on 8-bit pixels"
-        if size.shortest_edge and not size.longest_edge:
+        if size.shortest_edge:
             steps.append(f"its shorter side resized to {size.shortest_edge} pixels ({how})")
-        elif size.height and size.width:
-            steps.append(f"resized to {size.height} × {size.width} pixels, height × width, whatever its shape ({how})")
         else:
-            raise PublishError(f"{FILE}: size must be a shortest_edge, or height and width, got {dict(size)}")
+            steps.append(f"resized to {size.height} × {size.width} pixels, height × width, whatever its shape ({how})")
     if processor.do_center_crop:
-        crop = processor.crop_size
-        if not (crop.height and crop.width):
-            raise PublishError(f"{FILE}: crop_size must be height and width, got {dict(crop)}")
-        steps.append(f"the central {crop.height} × {crop.width} cut out")
+        steps.append(f"the central {processor.crop_size.height} × {processor.crop_size.width} cut out")
     return steps
 
 
@@ -63,10 +58,13 @@ def _values(processor: TinyNetImageProcessor) -> list[str]:
         factor = processor.rescale_factor
         steps.append("divided by 255" if abs(255 * factor - 1) < 1e-6 else f"multiplied by {factor:g}")
     if processor.do_normalize:
-        for name in ("image_mean", "image_std"):
-            values = list(getattr(processor, name))
-            if len(values) != 3 or (name == "image_std" and not min(values) > 0):
-                raise PublishError(f"{FILE}: {name} must be a number for each of three colors, got {values}")
-        mean, std = (", ".join(f"{value:g}" for value in v) for v in (processor.image_mean, processor.image_std))
-        steps.append(f"mean ({mean}) subtracted and divided by ({std})")
+        mean, std = map(_numbers, (processor.image_mean, processor.image_std))
+        steps.append(f"mean {mean} subtracted and divided by {std}")
     return steps or ["its values left at 0 to 255"]
+
+
+def _numbers(value: float | list[float]) -> str:
+    """A number for all channels, or one for each in parentheses."""
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(f'{number:g}' for number in value)})"
+    return f"{value:g}"

@@ -30,6 +30,7 @@ IMPORT_NAMES = {
     "pillow": "PIL",
     "pillow-heif": "pillow_heif",
     "pillow-jxl-plugin": "pillow_jxl",
+    "markdown-it-py": "markdown_it",
     "protobuf": "google",
     "pyyaml": "yaml",
     "scikit-image": "skimage",
@@ -102,7 +103,7 @@ def test_convert_shares_the_reader_of_class_names_and_no_more_with_training():
     """It has to run where the packages that train are not installed; of those, that reader needs none."""
     files = [path for path in TREES if path.parent == Path() and path.name.startswith("convert")]
     shared = {node.module for path in files for name, node in imports(TREES[path]) if name == "training"}
-    assert shared == {"training.class_names", "training.data_error"}
+    assert shared == {"training.class_names", "training.data_error", "training.terminal"}
     files += [Path(f"{module.replace('.', '/')}.py") for module in shared]
     assert undeclared(files, extras=["convert"]) == []
 

@@ -20,7 +20,7 @@ from training.config import default_num_workers
 from training.data_error import DataError
 from training.records import write_summary
 from training.sources import load_splits
-from training.unicode_text import escape_what_stdout_lacks
+from training.terminal import escape_what_stdout_lacks
 
 EPILOG = """\
 what it looks for:

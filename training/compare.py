@@ -26,7 +26,7 @@ from training.curves import (
 )
 from training.display import format_duration, format_speed
 from training.records import Record, accuracy_percent, read_metrics
-from training.unicode_text import escape_what_stdout_lacks
+from training.terminal import escape_what_stdout_lacks
 
 SUMMARY_KEYS = ("model", "dataset", "num_validation", "epochs", "images_per_s", "elapsed_s")
 BOOKKEEPING = ("run_name", "output_dir", "resume")  # recipe keys that say where a run lies, not what it did

@@ -28,7 +28,7 @@ from training.rates import Rates, measure_rates
 from training.run_folder import RunError, mistakes_as_run_errors
 from training.sampling import TrainingPlan
 from training.sources import Splits, load_splits, num_samples
-from training.unicode_text import escape_what_stdout_lacks
+from training.terminal import escape_what_stdout_lacks
 
 BAR_WIDTH = 40
 PREPARED_SIDE = 256  # pixels, the default of training.prepare

@@ -71,12 +71,7 @@ def _numbered_classes(place: str, ids: np.ndarray) -> list[str]:
     return [str(number) for number in range(largest + 1)]
 
 
-def with_train_labels(
-    place: str, split: datasets.Dataset, column: str, given_names: list[str] | None, least_classes: int = 2
-) -> tuple[list[str], datasets.Dataset, np.ndarray]:
-    """(class names, split with class labels, labels) of the training split, which defines the classes."""
-    ids, names = _label_ids(place, split, column, given_names)
-    names = names or _numbered_classes(place, ids)
+def _check_names(place: str, names: list[str]) -> None:
     for name in names:
         require_text(name, f"a class of {place}")
     if alike := same_text(names):
@@ -84,6 +79,15 @@ def with_train_labels(
             f"{place} has two classes that read alike, {alike[0]!a} and {alike[1]!a}, which differ only in Unicode "
             "normalization (NFC, NFD): give them one name"
         )
+
+
+def with_train_labels(
+    place: str, split: datasets.Dataset, column: str, given_names: list[str] | None, least_classes: int = 2
+) -> tuple[list[str], datasets.Dataset, np.ndarray]:
+    """(class names, split with class labels, labels) of the training split, which defines the classes."""
+    ids, names = _label_ids(place, split, column, given_names)
+    names = names or _numbered_classes(place, ids)
+    _check_names(place, names)
     if len(np.unique(ids)) < least_classes:
         raise DataError(f"{place} has pictures of one class only ({names[ids[0]]}): training needs two or more")
     ids = ids.astype(np.int64)
@@ -126,4 +130,5 @@ def streamed_class_names(
             f"streaming needs class names, the same in each split, but column {column!r} of {dataset} has none: "
             "give a file of them as class_names"
         )
+    _check_names(dataset, features[0].names)
     return features[0].names

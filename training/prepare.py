@@ -27,7 +27,7 @@ from training.loader_workers import begin_worker
 from training.prepared_copy import PreparedCopy, PrepareError, Shard, plan_shards, require_apart
 from training.shrinking import ShrunkenPictures
 from training.sources import Splits, load_splits
-from training.unicode_text import escape_what_stdout_lacks
+from training.terminal import escape_what_stdout_lacks
 
 BATCH = 16  # pictures that a worker makes at once
 EPILOG = """\

@@ -1,6 +1,5 @@
 """Names of files and classes as Unicode: what is not text is refused by name, and what reads alike is the same."""
 
-import io
 import os
 import sys
 import unicodedata
@@ -85,9 +84,3 @@ def same_text(names: Iterable[str]) -> tuple[str, str] | None:
         if other != name:
             return other, name
     return None
-
-
-def escape_what_stdout_lacks() -> None:
-    """Prints characters that the terminal's encoding lacks as escapes, as stderr does: they must not end a program."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")

@@ -183,7 +183,7 @@ def test_a_damaged_log_is_named(run, cut, said):
         (["crop_pct"], 0, "crop_pct must be above 0"),
         (["id2label"], ["a"], "id2label must be a mapping"),
         (["id2label"], {"x": "a"}, "best/config.json"),
-        (["id2label", "3"], ..., "must number its classes from 0 to 8"),
+        (["id2label", "3"], ..., "id2label must name the classes 0 to 8"),
         (["id2label", "3"], "caf\udce9", r"id2label.3 must be text, got 'caf\udce9'"),
         (["id2label"], {"0": "a", "1": "b"}, "it has 2 classes where the weights have 10"),
     ],

@@ -28,11 +28,13 @@ def said(**changes) -> str:
             "to 73 pixels (bicubic, antialiased, on 8-bit pixels), the central 64 × 64 cut out, divided by 255",
         ),
         (HALF, "mean (0.5, 0.5, 0.5) subtracted and divided by (0.5, 0.5, 0.5)."),
+        ({"image_mean": 0.5, "image_std": 0.25}, "mean 0.5 subtracted and divided by 0.25."),
+        ({"do_grayscale": True, "image_mean": [0.5], "image_std": [0.5]}, "An upright gray image, its shorter side"),
         ({"do_normalize": False}, "the central 64 × 64 cut out, divided by 255."),
         ({"do_rescale": False}, "the central 64 × 64 cut out, mean (0.485"),
         ({"do_rescale": False, "do_normalize": False}, "cut out, its values left at 0 to 255."),
         ({"rescale_factor": 1 / 127.5}, "cut out, multiplied by 0.00784314, mean"),
-        ({"do_resize": False}, "An upright RGB picture, the central 64"),
+        ({"do_resize": False}, "An upright RGB image, the central 64"),
         ({"do_center_crop": False}, "on 8-bit pixels), divided by 255"),
         ({"crop_size": {"height": 64, "width": 32}}, "the central 64 × 32 cut out"),
         (
@@ -41,7 +43,7 @@ def said(**changes) -> str:
         ),
         ({"resample": 2}, "(bilinear, antialiased, on 8-bit pixels)"),
         ({"resample": 0}, "(nearest, on 8-bit pixels)"),
-        ({"do_convert_rgb": False}, "An upright picture, which has to be RGB, its shorter side"),
+        ({"do_convert_rgb": False}, "An upright image, which has to be RGB, its shorter side"),
     ],
 )
 def test_each_setting_is_said(changes, words):
@@ -57,11 +59,11 @@ def test_each_setting_is_said(changes, words):
             "image_processor_type must be the published TinyNetImageProcessor",
         ),
         ({"do_pad": True}, "do_pad must be false"),
-        ({"size": {"longest_edge": 64}}, "size must be a shortest_edge, or height and width"),
-        ({"crop_size": {"shortest_edge": 64}}, "crop_size must be height and width"),
-        ({"resample": 9}, "resample must be a number from 0 to 5, got 9"),
-        ({"image_mean": [0.5]}, "image_mean must be a number for each of three colors, got [0.5]"),
-        ({"image_std": [0, 0, 0]}, "image_std must be a number for each of three colors, got [0, 0, 0]"),
+        ({"size": {"longest_edge": 64}}, "size must have the key 'shortest_edge', or 'height' and 'width'"),
+        ({"crop_size": {"shortest_edge": 64}}, "crop_size must have the keys 'height' and 'width'"),
+        ({"resample": 9}, "resample must be a filter of Pillow by its number, 0 to 5, got 9"),
+        ({"image_mean": [0.5, 0.5]}, "image_mean must be a number, or one for each of 3 channels"),
+        ({"image_std": [0, 0, 0]}, "image_std must be a positive number, or one for each of 3 channels"),
     ],
 )
 def test_what_no_word_stands_for_is_refused(changes, sentence):

@@ -10,6 +10,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from tests.training.test_data import picture, refuses, write_folder, write_plain
 from training.config import parse_config
 from training.data_error import DataError
 from training.decoding import decode_rgb
+from training.labels import streamed_class_names
 from training.model import head_rows
 from training.sources import load_splits
 
@@ -33,6 +35,15 @@ def write_rows(path: Path, labels: pa.Array, images: pa.Array | None = None) -> 
     if images is None:
         images = pa.array([picture(number % 9) for number in range(len(labels))])
     return write_plain_parquet(path, image=images, label=labels)
+
+
+def write_classes(path: Path, names: list[str]) -> None:
+    """Parquet whose notes declare two classes, each with one image."""
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    images = pa.StructArray.from_arrays([pa.array([picture(0)] * 2), pa.nulls(2, pa.string())], ["bytes", "path"])
+    table = pa.table({"image": images, "label": [0, 1]})
+    notes = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(notes), path)
 
 
 # Column types
@@ -147,6 +158,13 @@ def test_classes_that_read_alike_are_refused_within_one(tmp_path):
         load_splits(str(tmp_path))
 
 
+def test_classes_that_read_alike_are_refused_in_a_stream():
+    features = datasets.Features({"label": datasets.ClassLabel(names=[NFC, NFD])})
+    stream = datasets.IterableDataset.from_generator(lambda: iter(()), features=features)
+    with pytest.raises(DataError, match="has two classes that read alike"):
+        streamed_class_names("photos", [stream, stream], "label", None)
+
+
 def test_a_model_knows_classes_that_read_alike():
     assert head_rows(["tea", NFC], [NFD, "tea"]) == [1, 0]
 
@@ -188,11 +206,7 @@ def test_a_table_that_is_not_utf_8_is_shown(tmp_path):
 
 def test_a_class_name_of_a_parquet_file_that_is_no_text_is_refused(tmp_path):
     """JSON can hold what UTF-8 cannot."""
-    label = {"names": ["ant", LATIN_1], "_type": "ClassLabel"}
-    notes = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
-    images = pa.StructArray.from_arrays([pa.array([picture(0)] * 2), pa.nulls(2, pa.string())], ["bytes", "path"])
-    table = pa.table({"image": images, "label": [0, 1]}).replace_schema_metadata({"huggingface": json.dumps(notes)})
-    pq.write_table(table, tmp_path / "train.parquet")
+    write_classes(tmp_path / "train.parquet", ["ant", LATIN_1])
     said = f"the name {LATIN_1!r} of a class of split 'train' of {tmp_path}/train.parquet is not UTF-8: rename it"
     with pytest.raises(DataError, match="^" + re.escape(said)):
         load_splits(str(tmp_path / "train.parquet"))

@@ -24,24 +24,18 @@ import sys
 import time
 import warnings
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-    broadcast_object_list,
-    gather_object,
-)
+from accelerate.utils import broadcast_object_list, gather_object
 
 from hub_card.push import check_rights, publish_run
 from hub_card.run import PublishError
 from modeling_tinynet import TinyNetImageProcessor, __version__
+from training.accelerator import build_accelerator
 from training.agreement import GO_ON, SAVE, STOP, agree
 from training.augmentation import EvalTransform, TrainTransform
 from training.batch_norm import average_batch_norm_statistics, batch_norm_statistics, set_batch_norm_statistics
@@ -95,23 +89,10 @@ def main(argv: list[str]) -> None:
 
     # 2. Where: Accelerate gives device, precision and processes. BatchNorm statistics stay each rank's own while it
     # trains, and are averaged before they are used.
-    with mistakes_as_run_errors():
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not find each other
-            mixed_precision=config.precision,
-            log_with=config.report_to,
-            project_dir=run_folder,
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s)),
-            ],
-        )
+    accelerator = build_accelerator(config, run_folder)
     device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     is_main = accelerator.is_main_process
     config = dataclasses.replace(config, precision=accelerator.mixed_precision)
-    if device.type == "cpu" and (config.precision == "fp16" or config.sync_batch_norm):
-        wish = "precision fp16" if config.precision == "fp16" else "sync_batch_norm"
-        raise RunError(f"{wish} needs a GPU; on a CPU take precision bf16 or no, and BatchNorm by process")
     # torch 2.14 renames an argument that Accelerate passes on by its old name.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     torch.backends.cudnn.benchmark = True

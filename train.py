@@ -15,6 +15,11 @@ augmentation of a sample of (seed, epoch, index), dropout of (seed, step, rank),
 checkpoint holds is model, optimizer, moving average and progress, and nothing else is needed to go on.
 """
 
+if __name__ == "__main__":  # before the other imports, which take ten seconds, in which a launcher may be killed
+    from training.interruption import end_with_launcher
+
+    end_with_launcher()
+
 import dataclasses
 import errno
 import math

@@ -69,8 +69,8 @@ def check_environment(environment: Mapping[str, str], precision: str | None) -> 
     for variable, way in OTHER_WAYS.items():
         if environment.get(variable, "false").lower() in ("true", "1", "yes"):
             raise RunError(
-                f"train.py trains with DistributedDataParallel, and the launcher asks for {way} ({variable}): launch it "
-                "with one of configuration/accelerate/ as --config_file, or with torchrun"
+                f"train.py trains with DistributedDataParallel, and the launcher asks for {way} ({variable}): "
+                "launch it with one of configuration/accelerate/ as --config_file, or with torchrun"
             )
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no":
@@ -81,6 +81,6 @@ def check_environment(environment: Mapping[str, str], precision: str | None) -> 
     launchers = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision is None and launchers not in ("no", "fp16", "bf16"):
         raise RunError(
-            f"the launcher asks for mixed precision {launchers} (ACCELERATE_MIXED_PRECISION), and train.py has no, fp16 "
-            "and bf16: give it one of them as --precision"
+            f"the launcher asks for mixed precision {launchers} (ACCELERATE_MIXED_PRECISION), and train.py has "
+            "no, fp16 and bf16: give it one of them as --precision"
         )

@@ -60,6 +60,7 @@ from training.explain import explain_run, lr_schedule
 from training.fingerprint import data_fingerprint
 from training.interruption import EXIT_CODE, Interrupted, Interruption
 from training.loader_workers import batches_in_time, end_workers, workers_lost
+from training.long_steps import LongSteps
 from training.loss import smoothed_targets, soft_cross_entropy
 from training.memory import keep_freed_memory
 from training.model import build_model, model_config
@@ -98,6 +99,9 @@ def main(argv: list[str]) -> None:
     device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     is_main = accelerator.is_main_process
     config = dataclasses.replace(config, precision=accelerator.mixed_precision)
+    if device.type == "cpu" and (config.precision == "fp16" or config.sync_batch_norm):
+        wish = "precision fp16" if config.precision == "fp16" else "sync_batch_norm"
+        raise RunError(f"{wish} needs a GPU; on a CPU take precision bf16 or no, and BatchNorm by process")
     # torch 2.14 renames an argument that Accelerate passes on by its old name.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     torch.backends.cudnn.benchmark = True
@@ -264,6 +268,7 @@ def main(argv: list[str]) -> None:
     logged_at_step, logged_at, waited_s = start_step, started_at, 0.0
     most_replaced, most_skipped = skip_limit(config.on_bad_image), skip_limit(config.on_nonfinite)
     save_schedule = SaveSchedule(config.save_every, start_step)
+    long_steps = LongSteps(accelerator, network, positions)
 
     def save() -> None:
         """Between two optimizer steps, on all ranks. Nothing is averaged, so that a save changes nothing."""
@@ -311,6 +316,7 @@ def main(argv: list[str]) -> None:
             torch.manual_seed(int(dropout_seed))
             statistics = batch_norm_statistics([network]) if most_skipped else None
 
+            long_steps.begin(micro_batches)
             step_loss, step_indices, step_replaced = torch.zeros((), device=device), [], 0
             for micro_batch in range(micro_batches):
                 with timer("data"):
@@ -329,13 +335,18 @@ def main(argv: list[str]) -> None:
                     # The mean over the global batch, whatever its pieces; DDP divides by the number of processes.
                     accelerator.backward(loss * (num_processes / step_samples))
                     step_loss += loss.detach()
+                if long_steps.stopped(micro_batch + 1, bool(interruption)):
+                    optimizer.zero_grad()
+                    save()  # what there was before this step
+                    raise interrupted()
             progress.step = step = step + 1
 
             # Before a weight changes, every rank knows every rank's loss and wish.
             with timer("forward_backward"):  # where the host waits for the device
                 grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
                 wish = STOP if interruption else SAVE if is_main and save_schedule.due(step) else GO_ON
-                agreed = agree(accelerator, step_loss, grad_norm, wish, step_replaced)
+                agreed = agree(accelerator, step_loss, grad_norm, wish, step_replaced, long_steps.micro_batch_s)
+            long_steps.end(max(agreed.micro_batch_s))
             progress.epoch_replaced += int(sum(agreed.replaced))
             if progress.epoch_replaced > most_replaced:
                 raise RunError(

@@ -28,7 +28,7 @@ def build_accelerator(config: TrainConfig, run_folder: Path) -> Accelerator:
     The recipe cuts its batches itself, so gradient accumulation is not Accelerate's, whatever its variables say.
 
     Raises:
-        RunError: the launcher asks for a way to train that this is not, or for what the device cannot do.
+        RunError: the launcher asks for a way to train that this is not, or its processes cannot find each other.
     """
     check_environment(os.environ, config.precision)
     with mistakes_as_run_errors():
@@ -50,9 +50,6 @@ def build_accelerator(config: TrainConfig, run_folder: Path) -> Accelerator:
             f"WORLD_SIZE says {expected} processes, but this one trains by itself: start it with torchrun or "
             "accelerate launch, which also set LOCAL_RANK"
         )
-    if accelerator.device.type == "cpu" and (accelerator.mixed_precision == "fp16" or config.sync_batch_norm):
-        wish = "precision fp16" if accelerator.mixed_precision == "fp16" else "sync_batch_norm"
-        raise RunError(f"{wish} needs a GPU; on a CPU take precision bf16 or no, and BatchNorm by process")
     return accelerator
 
 

@@ -19,6 +19,7 @@ class Agreement:
     grad_norms: Sequence[float]  # of the mean gradient, the same on all ranks
     wishes: Sequence[float]
     replaced: Sequence[float]  # pictures that could not be decoded
+    micro_batch_s: Sequence[float]  # how long one took in the step before
 
     @property
     def loss_sum(self) -> float:
@@ -43,13 +44,15 @@ class Agreement:
         return f"the loss is {self.losses[rank]} at step {step} on rank {rank}, which holds samples {indices}"
 
 
-def agree(accelerator: Accelerator, loss: Tensor, grad_norm: Tensor, wish: int, replaced: int) -> Agreement:
+def agree(
+    accelerator: Accelerator, loss: Tensor, grad_norm: Tensor, wish: int, replaced: int, micro_batch_s: float
+) -> Agreement:
     """Tell all ranks, and wait for the device: one collective a step.
 
     Args:
         loss: sum over this rank's samples, a scalar on the device.
         grad_norm: scalar on the device.
     """
-    own = torch.tensor([wish, replaced], dtype=torch.float32).to(accelerator.device, non_blocking=True)
+    own = torch.tensor([wish, replaced, micro_batch_s], dtype=torch.float32).to(accelerator.device, non_blocking=True)
     rows = accelerator.gather(torch.cat([loss[None], grad_norm[None], own])[None]).tolist()
     return Agreement(*zip(*rows, strict=True))

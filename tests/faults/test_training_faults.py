@@ -265,6 +265,25 @@ def test_a_signal_saves_at_once_and_the_run_goes_on_later(case, sign, processes,
     assert_same(tmp_path / "runs" / "run", undisturbed(processes, ON[processes]))
 
 
+@pytest.mark.fault("35 SIGTERM inside a long step")
+@pytest.mark.parametrize(
+    ("processes", "where"),
+    [
+        (1, (8, 2, 0)),
+        *(pytest.param(*case, marks=pytest.mark.only_thorough) for case in ((1, (1, 1, 0)), (2, (9, 1, 1)))),
+    ],
+    ids=["one process", "its first step", "one rank of two"],
+)
+def test_a_long_step_is_broken_off_as_if_it_had_not_begun(processes, where, undisturbed, tmp_path):
+    arguments, run_folder = (*ACCUMULATED, "--epochs", "1"), tmp_path / "runs" / "run"
+    script = ROOT / "tests" / "faults" / "interrupted_train.py"
+    result = train(*where, *arguments, processes=processes, script=script, folder=tmp_path)
+    assert f"after step {where[0] - 1}; runs/run is saved" in result.stderr
+    assert latest_checkpoint(run_folder / "checkpoints").name == f"step-{where[0] - 1:06d}"
+    trained(*arguments, processes=processes, folder=tmp_path)
+    assert_same(run_folder, undisturbed(processes, arguments))
+
+
 @pytest.mark.only_thorough
 @pytest.mark.fault("09 SIGTERM")
 def test_a_launcher_that_ends_is_a_signal_to_save(tmp_path):

@@ -41,7 +41,7 @@ from hub_card.push import check_rights, publish_run
 from hub_card.run import PublishError
 from modeling_tinynet import TinyNetImageProcessor, __version__
 from training.accelerator import build_accelerator
-from training.agreement import GO_ON, SAVE, STOP, agree
+from training.agreement import GO_ON, SAVE, STOP, agree, peer_lost
 from training.augmentation import EvalTransform, TrainTransform
 from training.batch_norm import average_batch_norm_statistics, batch_norm_statistics, set_batch_norm_statistics
 from training.checkpoint import CheckpointError, load_optimizer_tensors, optimizer_tensors, save_checkpoint
@@ -77,6 +77,7 @@ from training.run_folder import (
     save_model_folder,
 )
 from training.run_lock import RunFolderInUse, RunLock
+from training.same_run import check_same_run
 from training.samples import LabelError
 from training.sampling import TrainingPlan
 from training.save_schedule import SaveSchedule
@@ -167,6 +168,7 @@ def main(argv: list[str]) -> None:
     if not config.streaming:
         for name, split in (("train", splits.train), ("validation", splits.validation)):
             data[f"{name}_fingerprint"] = data_fingerprint(split, splits.image_column, splits.label_column)
+    check_same_run(run_folder, checkpoint, vars(config) | data | {"classes": splits.class_names})
     progress, state = Progress(), {}
     if checkpoint is not None:
         tensors, state = read_checkpoint(checkpoint, settings, data, config.allow_data_change, total_steps)
@@ -532,9 +534,14 @@ def run(argv: list[str]) -> int:
         print(f"error: {failure}; what the run has saved is intact, and the same command goes on", file=sys.stderr)
         return 2
     except RuntimeError as failure:
-        if not workers_lost(failure):
+        if lost := peer_lost(failure):
+            print(
+                f"rank {rank} ends, because another rank has ended, which says why, or hangs: {lost}", file=sys.stderr
+            )
+        elif workers_lost(failure):
+            print(f"error: rank {rank}: {failure}", file=sys.stderr)
+        else:
             raise
-        print(f"error: rank {rank}: {failure}", file=sys.stderr)
         return 2
     finally:
         end_workers()

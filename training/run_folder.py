@@ -26,6 +26,7 @@ from training.checkpoint import CheckpointError, latest_checkpoint, load_checkpo
 from training.decoding import decode_rgb
 from training.display import advice, format_duration
 from training.sources import Splits
+from training.write_errors import errors_name_first_argument
 
 
 class RunError(ValueError):
@@ -120,6 +121,7 @@ def read_checkpoint(
     return tensors, state
 
 
+@errors_name_first_argument
 def save_model_folder(folder: Path, model: TinyNetForImageClassification, processor: TinyNetImageProcessor) -> None:
     """Writes a complete `from_pretrained` folder, replacing the one before it whole: a kill leaves one or the other.
 

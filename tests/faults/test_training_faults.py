@@ -39,22 +39,6 @@ ON = {1: RUN, 2: (*RUN, "--per_device_batch_size", "16")}
 ACCUMULATED = (*RUN, "--per_device_batch_size", "8")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Callable[..., Path]:
-    """The folder of a run left alone, made once for each number of processes and arguments."""
-    folders: dict[tuple, Path] = {}
-
-    def run(processes: int, arguments: tuple) -> Path:
-        key = (processes, arguments)
-        if key not in folders:
-            folder = tmp_path_factory.mktemp("undisturbed")
-            trained(*arguments, processes=processes, folder=folder)
-            folders[key] = folder / "runs" / "run"
-        return folders[key]
-
-    return run
-
-
 def history(run_folder: Path) -> list[tuple]:
     """All that the log says but times."""
     names = ("kind", "step", "loss", "loss_smoothed", "lr", "grad_norm", "train_loss", "raw", "ema")
@@ -263,25 +247,6 @@ def test_a_signal_saves_at_once_and_the_run_goes_on_later(case, sign, processes,
     assert lines(tmp_path / "runs" / "run") == int(newest.name.removeprefix("step-"))
     trained(*arguments, processes=processes, folder=tmp_path)
     assert_same(tmp_path / "runs" / "run", undisturbed(processes, ON[processes]))
-
-
-@pytest.mark.fault("35 SIGTERM inside a long step")
-@pytest.mark.parametrize(
-    ("processes", "where"),
-    [
-        (1, (8, 2, 0)),
-        *(pytest.param(*case, marks=pytest.mark.only_thorough) for case in ((1, (1, 1, 0)), (2, (9, 1, 1)))),
-    ],
-    ids=["one process", "its first step", "one rank of two"],
-)
-def test_a_long_step_is_broken_off_as_if_it_had_not_begun(processes, where, undisturbed, tmp_path):
-    arguments, run_folder = (*ACCUMULATED, "--epochs", "1"), tmp_path / "runs" / "run"
-    script = ROOT / "tests" / "faults" / "interrupted_train.py"
-    result = train(*where, *arguments, processes=processes, script=script, folder=tmp_path)
-    assert f"after step {where[0] - 1}; runs/run is saved" in result.stderr
-    assert latest_checkpoint(run_folder / "checkpoints").name == f"step-{where[0] - 1:06d}"
-    trained(*arguments, processes=processes, folder=tmp_path)
-    assert_same(run_folder, undisturbed(processes, arguments))
 
 
 @pytest.mark.only_thorough

@@ -1,9 +1,16 @@
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 import torch
 from accelerate import Accelerator
 
-from training.agreement import GO_ON, SAVE, STOP, Agreement, agree
+from training.agreement import GO_ON, SAVE, STOP, Agreement, agree, peer_lost
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_one_process_agrees_with_itself():
@@ -26,3 +33,27 @@ def test_what_is_not_finite_is_named_by_rank_and_samples():
     assert bad_gradient.problem(5, samples) == "the gradient's norm is inf at step 5"
     assert not bad_gradient.is_finite(with_gradients=True)
     assert bad_gradient.is_finite(with_gradients=False)
+
+
+@pytest.mark.fault("39 the others end in one line when a rank fails")
+@pytest.mark.parametrize(("way", "words"), [("ends", "Connection closed by peer"), ("hangs", "Timed out waiting")])
+def test_the_loss_of_another_rank_is_told_from_other_errors(way, words, tmp_path):
+    command = [sys.executable, Path(__file__).with_name("lost_peer.py"), tmp_path / "rendezvous"]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), way], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    assert ranks[0].communicate(timeout=60)[0] == f"{words}\n"
+    for rank in ranks:
+        rank.kill()
+        rank.communicate()
+
+
+def test_other_errors_are_not_the_loss_of_a_rank():
+    assert peer_lost(RuntimeError("CUDA out of memory")) is None
+    assert peer_lost(RuntimeError("Connection closed by peer")) is None  # not of torch.distributed
+    assert peer_lost(torch.distributed.DistBackendError("NCCL error: Duplicate GPU detected")) is None
+    nccl = "NCCL error in: x.cpp:1, remote process exited or there was a network error"
+    assert peer_lost(torch.distributed.DistBackendError(nccl)) == "remote process exited"

@@ -45,6 +45,12 @@ from training.agreement import GO_ON, SAVE, STOP, agree, peer_lost
 from training.augmentation import EvalTransform, TrainTransform
 from training.batch_norm import average_batch_norm_statistics, batch_norm_statistics, set_batch_norm_statistics
 from training.checkpoint import CheckpointError, load_optimizer_tensors, optimizer_tensors, save_checkpoint
+from training.compiler_cache import (
+    distrust_compiler_cache,
+    name_compiler_cache,
+    remove_compiler_cache,
+    use_compiler_cache,
+)
 from training.config import default_num_workers, parse_config, skip_limit
 from training.curves import save_curves
 from training.data import build_dataset, build_eval_loader, build_train_loader
@@ -100,9 +106,8 @@ def main(argv: list[str]) -> None:
     device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     is_main = accelerator.is_main_process
     config = dataclasses.replace(config, precision=accelerator.mixed_precision)
-    if device.type == "cpu" and (config.precision == "fp16" or config.sync_batch_norm):
-        wish = "precision fp16" if config.precision == "fp16" else "sync_batch_norm"
-        raise RunError(f"{wish} needs a GPU; on a CPU take precision bf16 or no, and BatchNorm by process")
+    with mistakes_as_run_errors():
+        config.check_device(device.type)
     # torch 2.14 renames an argument that Accelerate passes on by its old name.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     torch.backends.cudnn.benchmark = True
@@ -155,6 +160,7 @@ def main(argv: list[str]) -> None:
             run_folder.mkdir(parents=True, exist_ok=True)
             lock = RunLock(run_folder)  # noqa: F841  held while it lives
             (run_folder / ".interrupted").unlink(missing_ok=True)
+            distrust_compiler_cache(run_folder)
             choice[0] = open_run(run_folder, config.resume)
             if config.push_to_hub:
                 check_rights(config.push_to_hub)  # now, not after days of training
@@ -181,6 +187,7 @@ def main(argv: list[str]) -> None:
             progress.best = None  # a branch has to find its own
     start_step, elapsed_before_s = progress.step, progress.elapsed_s
     if config.compile:
+        use_compiler_cache(run_folder, rank)
         network.compile()
     model, optimizer = accelerator.prepare(network, optimizer, device_placement=[True, False])
     if checkpoint is not None:  # after DistributedDataParallel, which may give all ranks rank 0's
@@ -502,6 +509,7 @@ def main(argv: list[str]) -> None:
     display.close()
     interruption.end()
     if is_main:
+        remove_compiler_cache(run_folder)
         print_result(run_folder, summary, splits)
     accelerator.end_training()
     if is_main and config.push_to_hub:  # the other processes need not wait for it
@@ -541,6 +549,7 @@ def run(argv: list[str]) -> int:
         elif workers_lost(failure):
             print(f"error: rank {rank}: {failure}", file=sys.stderr)
         else:
+            name_compiler_cache(failure)
             raise
         return 2
     finally:

@@ -238,6 +238,16 @@ class TrainConfig:
                 f"warmup_epochs must be below epochs ({self.epochs}) for the cosine, got {self.warmup_epochs:g}"
             )
 
+    def check_device(self, device_type: str) -> None:
+        """Refuses what `device_type` ("cpu", "cuda", ...) cannot do.
+
+        Raises:
+            ValueError: fp16 or synchronized BatchNorm on a CPU.
+        """
+        if device_type == "cpu" and (self.precision == "fp16" or self.sync_batch_norm):
+            wish = "precision fp16" if self.precision == "fp16" else "sync_batch_norm"
+            raise ValueError(f"{wish} needs a GPU; on a CPU take precision bf16 or no, and BatchNorm by process")
+
     def network(self) -> dict[str, Any]:
         """Overrides for `training.model.model_config`; None is the model's own value."""
         return {name: getattr(self, name) for name in _names_of("model") if name != "model"}

@@ -1,6 +1,7 @@
 """What launchers, machines and their time limits do to a run. Witness: the same run left alone."""
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -8,9 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_training_faults import ACCUMULATED, ON, PICTURES, assert_same, picture_folder
+from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
+from tests.faults.test_training_faults import (
+    ACCUMULATED,
+    ON,
+    PICTURES,
+    assert_same,
+    at_step,
+    picture_folder,
+    wait_until,
+)
 from tests.training_jobs import ROOT, start, train, trained
 from training.checkpoint import latest_checkpoint
+from training.interruption import EXIT_CODE
 
 
 @pytest.mark.fault("35 SIGTERM inside a long step")
@@ -98,3 +109,32 @@ def test_machines_with_a_shared_folder_train_as_one(undisturbed, tmp_path):
     for result in on_two_machines(folders, *ON[2], "--output_dir", tmp_path / "runs"):
         assert result.returncode == 0, result.stderr
     assert_same(tmp_path / "runs" / "run", undisturbed(2, ON[2]))
+
+
+# The compiler
+
+
+@pytest.mark.only_thorough
+@pytest.mark.timeout(900)
+@pytest.mark.fault("37 kill while compiling")
+def test_a_compiled_run_in_bf16_that_is_killed_ends_as_if_left_alone(tmp_path):
+    stages = {"kernel_sizes": [3], "strides": [2], "expand_ratios": [1], "out_channels": [8], "num_block_repeats": [1]}
+    config = TinyNetConfig(image_size=32, num_labels=10, **stages)  # of two blocks: each kernel takes seconds
+    TinyNetForImageClassification(config).save_pretrained(tmp_path / "small")
+    arguments = (*ON[1], "--model", tmp_path / "small", "--compile", "--precision", "bf16", "--ema_decay", "0.9")
+    arguments += ("--global_batch_size", "25", "--per_device_batch_size", "25", "--drop_last", "--epochs", "1")
+    for name in ("alone", "killed"):
+        (tmp_path / name).mkdir()
+    trained(*arguments, folder=tmp_path / "alone", timeout=400)
+    run_folder = tmp_path / "killed" / "runs" / "run"
+    process = start(list(arguments), folder=tmp_path / "killed")
+    wait_until(lambda: list(run_folder.rglob("*.so")), process, seconds=400)
+    process.kill()  # in the midst of compiling
+    process.communicate()
+    process = at_step(8, arguments, 1, tmp_path / "killed", seconds=400)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == EXIT_CODE
+    assert "going on from" in trained(*arguments, folder=tmp_path / "killed", timeout=400)
+    assert_same(run_folder, tmp_path / "alone" / "runs" / "run")
+    assert not (run_folder / ".compiled").exists()

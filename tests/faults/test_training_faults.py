@@ -86,11 +86,13 @@ def ended(processes: list[psutil.Process], seconds: float = 30) -> bool:
     return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
 
-def at_step(step: int, arguments: tuple, processes: int, folder: Path, **kwargs) -> subprocess.Popen:
+def at_step(
+    step: int, arguments: tuple, processes: int, folder: Path, seconds: float = 120, **kwargs
+) -> subprocess.Popen:
     """A run that has just done so many steps."""
     process = start(list(arguments), processes=processes, folder=folder, **kwargs)
     run_folder = folder / "runs" / "run"
-    wait_until(lambda: lines(run_folder) >= step, process)
+    wait_until(lambda: lines(run_folder) >= step, process, seconds)
     return process
 
 

@@ -15,6 +15,11 @@ augmentation of a sample of (seed, epoch, index), dropout of (seed, step, rank),
 checkpoint holds is model, optimizer, moving average and progress, and nothing else is needed to go on.
 """
 
+if __name__ == "__main__":  # before the other imports, which take ten seconds, in which a launcher may be killed
+    from training.interruption import end_with_launcher
+
+    end_with_launcher()
+
 import dataclasses
 import errno
 import math
@@ -24,28 +29,28 @@ import sys
 import time
 import warnings
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-    broadcast_object_list,
-    gather_object,
-)
+from accelerate.utils import broadcast_object_list, gather_object
 
 from hub_card.push import check_rights, publish_run
 from hub_card.run import PublishError
 from modeling_tinynet import TinyNetImageProcessor, __version__
-from training.agreement import GO_ON, SAVE, STOP, agree
+from training.accelerator import build_accelerator
+from training.agreement import GO_ON, SAVE, STOP, agree, peer_lost
 from training.augmentation import EvalTransform, TrainTransform
 from training.batch_norm import average_batch_norm_statistics, batch_norm_statistics, set_batch_norm_statistics
 from training.checkpoint import CheckpointError, optimizer_tensors, save_checkpoint
+from training.compiler_cache import (
+    distrust_compiler_cache,
+    name_compiler_cache,
+    remove_compiler_cache,
+    use_compiler_cache,
+)
 from training.config import default_num_workers, parse_config, skip_limit
 from training.curves import save_curves
 from training.data import build_dataset, build_eval_loader, build_train_loader
@@ -61,6 +66,7 @@ from training.explain import explain_run, lr_schedule, warmup_remark
 from training.fingerprint import FILE_SIZES, data_fingerprint, file_sizes
 from training.interruption import EXIT_CODE, Interrupted, Interruption
 from training.loader_workers import batches_in_time, end_workers, workers_lost
+from training.long_steps import LongSteps
 from training.loss import smoothed_targets, soft_cross_entropy
 from training.memory import keep_freed_memory
 from training.model import ModelError, build_model, model_config
@@ -79,6 +85,7 @@ from training.run_folder import (
     set_summary_aside,
 )
 from training.run_lock import RunFolderInUse, RunLock
+from training.same_run import check_same_run
 from training.samples import LabelError
 from training.sampling import TrainingPlan
 from training.save_schedule import SaveSchedule
@@ -98,17 +105,7 @@ def main(argv: list[str]) -> None:
 
     # 2. Where: Accelerate gives device, precision and processes. BatchNorm statistics stay each rank's own while it
     # trains, and are averaged before they are used.
-    with mistakes_as_run_errors():
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not find each other
-            mixed_precision=config.precision,
-            log_with=config.report_to,
-            project_dir=run_folder,
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s)),
-            ],
-        )
+    accelerator = build_accelerator(config, run_folder)
     device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     is_main = accelerator.is_main_process
     config = dataclasses.replace(config, precision=accelerator.mixed_precision)
@@ -166,6 +163,7 @@ def main(argv: list[str]) -> None:
             run_folder.mkdir(parents=True, exist_ok=True)
             lock = RunLock(run_folder)  # noqa: F841  held while it lives
             (run_folder / ".interrupted").unlink(missing_ok=True)
+            distrust_compiler_cache(run_folder)
             choice[0] = open_run(run_folder, config.resume)
             if config.push_to_hub:
                 check_rights(config.push_to_hub)  # now, not after days of training
@@ -181,6 +179,7 @@ def main(argv: list[str]) -> None:
             data[f"{name}_fingerprint"] = data_fingerprint(split, splits.image_column, splits.label_column)
             sizes = file_sizes(split, splits.image_column) if is_main else None  # a look at every file, from one rank
             data[name + FILE_SIZES] = broadcast_object_list([sizes])[0]
+    check_same_run(run_folder, checkpoint, vars(config) | data | {"classes": splits.class_names})
     execution = config.execution() | {"num_processes": num_processes} | machine(device)
     progress, state, changes = Progress(), {}, []
     if checkpoint is not None:
@@ -201,6 +200,7 @@ def main(argv: list[str]) -> None:
             progress.best = None  # a branch has to find its own
     start_step, elapsed_before_s = progress.step, progress.elapsed_s
     if config.compile:
+        use_compiler_cache(run_folder, rank)
         network.compile()
     model, optimizer = accelerator.prepare(network, optimizer, device_placement=[True, False])
     if checkpoint is not None:  # after DistributedDataParallel, which may give all ranks rank 0's
@@ -296,6 +296,7 @@ def main(argv: list[str]) -> None:
     logged_at_step, logged_at, waited_s = start_step, started_at, 0.0
     most_replaced, most_skipped = skip_limit(config.on_bad_image), skip_limit(config.on_nonfinite)
     save_schedule = SaveSchedule(config.save_every, start_step)
+    long_steps = LongSteps(accelerator, network, positions)
 
     def save() -> None:
         """Between two optimizer steps, on all ranks. Nothing is averaged, so that a save changes nothing."""
@@ -344,6 +345,7 @@ def main(argv: list[str]) -> None:
             torch.manual_seed(int(dropout_seed))
             statistics = batch_norm_statistics([network]) if most_skipped else None
 
+            long_steps.begin(micro_batches)
             step_loss, step_indices, step_replaced = torch.zeros((), device=device), [], 0
             for micro_batch in range(micro_batches):
                 with timer("data"):
@@ -362,13 +364,18 @@ def main(argv: list[str]) -> None:
                     # The mean over the global batch, whatever its pieces; DDP divides by the number of processes.
                     accelerator.backward(loss * (num_processes / step_samples))
                     step_loss += loss.detach()
+                if long_steps.stopped(micro_batch + 1, bool(interruption)):
+                    optimizer.zero_grad()
+                    save()  # what there was before this step
+                    raise interrupted()
             progress.step = step = step + 1
 
             # Before a weight changes, every rank knows every rank's loss and wish.
             with timer("forward_backward"):  # where the host waits for the device
                 grad_norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
                 wish = STOP if interruption else SAVE if is_main and save_schedule.due(step) else GO_ON
-                agreed = agree(accelerator, step_loss, grad_norm, wish, step_replaced)
+                agreed = agree(accelerator, step_loss, grad_norm, wish, step_replaced, long_steps.micro_batch_s)
+            long_steps.end(max(agreed.micro_batch_s))
             progress.epoch_replaced += int(sum(agreed.replaced))
             if progress.epoch_replaced > most_replaced:
                 raise RunError(
@@ -534,6 +541,7 @@ def main(argv: list[str]) -> None:
     display.close()
     interruption.end()
     if is_main:
+        remove_compiler_cache(run_folder)
         print_result(run_folder, summary, splits)
     accelerator.end_training()
     if is_main and config.push_to_hub:  # the other processes need not wait for it
@@ -566,9 +574,15 @@ def run(argv: list[str]) -> int:
         print(f"error: {failure}; what the run has saved is intact, and the same command goes on", file=sys.stderr)
         return 2
     except RuntimeError as failure:
-        if not workers_lost(failure):
+        if lost := peer_lost(failure):
+            print(
+                f"rank {rank} ends, because another rank has ended, which says why, or hangs: {lost}", file=sys.stderr
+            )
+        elif workers_lost(failure):
+            print(f"error: rank {rank}: {failure}", file=sys.stderr)
+        else:
+            name_compiler_cache(failure)
             raise
-        print(f"error: rank {rank}: {failure}", file=sys.stderr)
         return 2
     finally:
         end_workers()

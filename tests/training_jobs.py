@@ -60,9 +60,9 @@ def start(
     )
 
 
-def train(*arguments, **kwargs) -> subprocess.CompletedProcess:
+def train(*arguments, timeout: float = 280, **kwargs) -> subprocess.CompletedProcess:
     process = start(list(arguments), **kwargs)
-    output, errors = process.communicate(timeout=280)
+    output, errors = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 

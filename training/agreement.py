@@ -1,6 +1,7 @@
 """What all ranks know of a step before any of them changes a weight."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 GO_ON, SAVE, STOP = range(3)  # what a rank wishes to do after the step
+# What gloo and NCCL say where another process has ended, or does not answer within --timeout_s.
+PEER_LOST = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|timeout caused pair closure"
+    r"|remote process exited|Connection refused|Socket [Tt]imeout"
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,7 @@ class Agreement:
     grad_norms: Sequence[float]  # of the mean gradient, the same on all ranks
     wishes: Sequence[float]
     replaced: Sequence[float]  # pictures that could not be decoded
+    micro_batch_s: Sequence[float]  # how long one took in the step before
 
     @property
     def loss_sum(self) -> float:
@@ -48,13 +55,22 @@ class Agreement:
         return f"the loss is {self.losses[rank]} at step {step} on rank {rank}, which holds samples {indices}"
 
 
-def agree(accelerator: Accelerator, loss: Tensor, grad_norm: Tensor, wish: int, replaced: int) -> Agreement:
+def agree(
+    accelerator: Accelerator, loss: Tensor, grad_norm: Tensor, wish: int, replaced: int, micro_batch_s: float
+) -> Agreement:
     """Tell all ranks, and wait for the device: one collective a step.
 
     Args:
         loss: sum over this rank's samples, a scalar on the device.
         grad_norm: scalar on the device.
     """
-    own = torch.tensor([wish, replaced], dtype=torch.float32).to(accelerator.device, non_blocking=True)
+    own = torch.tensor([wish, replaced, micro_batch_s], dtype=torch.float32).to(accelerator.device, non_blocking=True)
     rows = accelerator.gather(torch.cat([loss[None], grad_norm[None], own])[None]).tolist()
     return Agreement(*zip(*rows, strict=True))
+
+
+def peer_lost(error: RuntimeError) -> str | None:
+    """What an error of torch.distributed says of another process that has ended; None for any other error."""
+    is_distributed = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    match = PEER_LOST.search(str(error)) if is_distributed else None
+    return match[0] if match else None

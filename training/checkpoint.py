@@ -21,6 +21,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from training.write_errors import errors_name_first_argument
+
 _NAME = re.compile(r"step-(\d{6,})")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_]+\.(safetensors|json)")
 _MANIFEST = "manifest.json"
@@ -36,6 +38,7 @@ class _Damage(Exception):
     """What is wrong with one checkpoint folder, in words that can stand in a folder's name."""
 
 
+@errors_name_first_argument
 def save_checkpoint(
     run_folder: Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any], *, keep: int = 2
 ) -> Path:

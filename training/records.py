@@ -26,6 +26,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from training.write_errors import errors_name, errors_name_first_argument
+
 Record = dict[str, Any]
 
 
@@ -112,7 +114,8 @@ class MetricsLog:
     def sync(self) -> None:
         """Force the log to the disk. Called before a checkpoint is saved, the log survives a power cut at least as far
         as the checkpoint does, so a resume leaves no gap."""
-        os.fsync(self._file.fileno())
+        with errors_name(self.path):
+            os.fsync(self._file.fileno())
 
     def truncate_after(self, step: int, *, epoch_end_due: bool = False) -> None:
         """Forget the records of later steps than `step`, which a run resumed from there is about to write again; with
@@ -131,7 +134,8 @@ class MetricsLog:
 
     def _append(self, record: Record) -> Record:
         line = _dump(record).encode() + b"\n"
-        written = self._file.write(line)
+        with errors_name(self.path):
+            written = self._file.write(line)
         if written != len(line):
             text = f"only {written} of {len(line)} bytes could be written; is the disk full?"
             raise OSError(errno.ENOSPC, text, str(self.path))
@@ -158,6 +162,7 @@ def accuracy_percent(counts: Mapping[str, Any] | None, k: int) -> float:
     return 100.0 * counts[f"top_{k}_correct"] / counts["n"] if counts else math.nan
 
 
+@errors_name_first_argument
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace `path` by `data` in one move: a reader, or a run killed here, finds the old file or the new one."""
     path = Path(path)

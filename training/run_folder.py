@@ -25,6 +25,7 @@ from training.decoding import decode_rgb
 from training.display import advice, format_duration
 from training.replace_folder import remove_leftovers, replace_folder, temporary_name
 from training.sources import Splits
+from training.write_errors import errors_name_first_argument
 
 
 class RunError(ValueError):
@@ -88,6 +89,7 @@ def set_summary_aside(folder: Path, epochs: int) -> None:
         (folder / "summary.json").replace(folder / f"summary-{epochs}-epochs.json")
 
 
+@errors_name_first_argument
 def save_model_folder(folder: Path, model: TinyNetForImageClassification, processor: TinyNetImageProcessor) -> None:
     """Writes a complete `from_pretrained` folder and replaces the one before it, see `replace_folder`.
 

@@ -39,22 +39,6 @@ ON = {1: RUN, 2: (*RUN, "--per_device_batch_size", "16")}
 ACCUMULATED = (*RUN, "--per_device_batch_size", "8")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Callable[..., Path]:
-    """The folder of a run left alone, made once for each number of processes and arguments."""
-    folders: dict[tuple, Path] = {}
-
-    def run(processes: int, arguments: tuple) -> Path:
-        key = (processes, arguments)
-        if key not in folders:
-            folder = tmp_path_factory.mktemp("undisturbed")
-            trained(*arguments, processes=processes, folder=folder)
-            folders[key] = folder / "runs" / "run"
-        return folders[key]
-
-    return run
-
-
 def history(run_folder: Path) -> list[tuple]:
     """All that the log says but times."""
     names = ("kind", "step", "loss", "loss_smoothed", "lr", "grad_norm", "train_loss", "raw", "ema")
@@ -102,11 +86,13 @@ def ended(processes: list[psutil.Process], seconds: float = 30) -> bool:
     return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
 
-def at_step(step: int, arguments: tuple, processes: int, folder: Path, **kwargs) -> subprocess.Popen:
+def at_step(
+    step: int, arguments: tuple, processes: int, folder: Path, seconds: float = 120, **kwargs
+) -> subprocess.Popen:
     """A run that has just done so many steps."""
     process = start(list(arguments), processes=processes, folder=folder, **kwargs)
     run_folder = folder / "runs" / "run"
-    wait_until(lambda: lines(run_folder) >= step, process)
+    wait_until(lambda: lines(run_folder) >= step, process, seconds)
     return process
 
 

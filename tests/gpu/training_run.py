@@ -1,6 +1,6 @@
 """Runs of train.py on the device under test: a GPU, or the CPU to try the tests themselves without one.
 
-TINYNET_TEST_DEVICE=cpu python -m pytest -m gpu tests/gpu -k "not fp16"
+TINYNET_TEST_DEVICE=cpu python -m pytest -m gpu tests/gpu
 """
 
 import os
@@ -22,14 +22,18 @@ SMALL = (
     *("--validation_fraction", "0.55", "--global_batch_size", "32", "--per_device_batch_size", "32"),
     *("--save_every_epochs", "1", "--epochs", "2", "--lr", "0.001", "--warmup_epochs", "0"),
     *("--crop_scale", "1", "1", "--crop_ratio", "1", "1"),
+    *(("--image_size", "32") if DEVICE == "cpu" else ()),
 )
 
 
 def train(*arguments: str | Path, folder: Path, script: str = "train.py", run_name: str = RUN_NAME) -> Path:
     """The folder that one run leaves under `folder`."""
     environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if DEVICE == "cpu" else {})
+    scripts = [str(ROOT / script)]
+    if DEVICE == "cpu":
+        scripts.insert(0, str(ROOT / "tests" / "gpu" / "on_cpu.py"))
     result = subprocess.run(
-        [sys.executable, str(ROOT / script), *SMALL, "--run_name", run_name, *map(str, arguments)],
+        [sys.executable, *scripts, *SMALL, "--run_name", run_name, *map(str, arguments)],
         cwd=folder,
         env=environment,
         capture_output=True,

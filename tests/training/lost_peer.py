@@ -1,0 +1,25 @@
+"""A rank that loses its peer, by its end or by its silence, and says how it would be reported.
+
+python tests/training/lost_peer.py FILE_FOR_RENDEZVOUS RANK ends|hangs
+"""
+
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from training.agreement import peer_lost
+
+path, rank, way = sys.argv[1:]
+store = dist.FileStore(path, 2)
+dist.init_process_group("gloo", store=store, rank=int(rank), world_size=2, timeout=timedelta(seconds=2))
+dist.all_reduce(torch.ones(1))
+if rank == "1":
+    time.sleep(10 if way == "hangs" else 0)
+    sys.exit()
+try:
+    dist.all_reduce(torch.ones(1))
+except RuntimeError as error:
+    print(peer_lost(error), flush=True)

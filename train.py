@@ -43,7 +43,12 @@ from modeling_tinynet import TinyNetImageProcessor, __version__
 from training.accelerator import build_accelerator
 from training.agreement import GO_ON, SAVE, STOP, agree, peer_lost
 from training.augmentation import EvalTransform, TrainTransform
-from training.batch_norm import average_batch_norm_statistics, batch_norm_statistics, set_batch_norm_statistics
+from training.batch_norm import (
+    average_batch_norm_statistics,
+    batch_norm_statistics,
+    check_batch_size,
+    set_batch_norm_statistics,
+)
 from training.checkpoint import CheckpointError, optimizer_tensors, save_checkpoint
 from training.compiler_cache import (
     distrust_compiler_cache,
@@ -144,6 +149,8 @@ def main(argv: list[str]) -> None:
     # 4. Model.
     with mistakes_as_run_errors():
         network_config = model_config(config.model, splits.class_names, **config.network())
+        synchronized = config.sync_batch_norm and num_processes > 1
+        check_batch_size(config.per_device_batch_size, network_config, synchronized=synchronized)
         network, head = build_model(config.model, network_config, seed=config.seed)
     if config.sync_batch_norm:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)

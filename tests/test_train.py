@@ -276,6 +276,10 @@ MISTAKES = {
     "missing model": ([*RECIPE, "--model", "./no/such/model"], "./no/such/model"),
     "missing model to measure": ([*RECIPE, "--model", "./no/such/model", "--doctor", "1"], "./no/such/model"),
     "image too small": ([*RECIPE, "--image_size", "16"], "image_size must be at least 32 pixels"),
+    "a single value of each channel": (
+        [*SMALL, "--dataset", "two_classes", "--global_batch_size", "4", "--per_device_batch_size", "1"],
+        "per_device_batch_size 1 at 32 pixels leaves BatchNorm a single value of each channel",
+    ),
     "fp16 on a CPU": ([*RECIPE, "--precision", "fp16"], "precision fp16 needs a GPU"),
     "tracker that is not there": ([*RECIPE, "--report_to", "wandb"], "wandb"),
     "stream with a short batch": ([*RECIPE, "--streaming"], "streaming needs drop_last"),
@@ -312,6 +316,7 @@ def mistakes(tmp_path_factory) -> Path:
     (folder / "in_the_way").write_text("a file")
     picture_folder(folder / "empty_class", dogs=3, cats=0)
     picture_folder(folder / "bad_file", dogs=3, cats=3)
+    picture_folder(folder / "two_classes", dogs=3, cats=3)
     (folder / "bad_file/train/cats/bad.png").write_bytes(b"this is no picture")
     explain = ["--recipe", str(ROOT / "configuration" / "tinynet_c.yaml"), "--explain"]
     (folder / "mistakes.json").write_text(json.dumps(MISTAKES | {"explain": (explain, "")}))

@@ -11,6 +11,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # where a user has set it, that folder is used and left alone
 NAME = ".compiled"
 
@@ -31,7 +33,7 @@ def use_compiler_cache(run_folder: Path, rank: int) -> None:
     Raises:
         OSError: the folder cannot be made.
     """
-    if os.environ.get(VARIABLE):
+    if os.environ.get(VARIABLE, default_cache_dir()) != default_cache_dir():  # which torch writes there by itself
         return
     cache = run_folder.resolve() / NAME
     cache.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,6 @@ SMALL = (
     *("--validation_fraction", "0.55", "--global_batch_size", "32", "--per_device_batch_size", "32"),
     *("--save_every_epochs", "1", "--epochs", "2", "--lr", "0.001", "--warmup_epochs", "0"),
     *("--crop_scale", "1", "1", "--crop_ratio", "1", "1"),
-    *(("--image_size", "32") if DEVICE == "cpu" else ()),
 )
 
 

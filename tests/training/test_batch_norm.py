@@ -1,10 +1,13 @@
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
 from training.batch_norm import (
     average_batch_norm_statistics,
     batch_norm_statistics,
+    check_batch_size,
     set_batch_norm_statistics,
 )
 
@@ -83,3 +86,18 @@ def test_statistics_of_several_models_are_taken_and_put_back():
 def test_a_model_without_statistics_has_none():
     assert len(batch_norm_statistics([nn.Linear(2, 2)])) == 0
     set_batch_norm_statistics([nn.Linear(2, 2)], torch.empty(0))
+
+
+@pytest.mark.parametrize(("size", "image_size", "works"), [(1, 32, False), (1, 33, True), (2, 32, True)])
+def test_what_batch_norm_cannot_train_on_is_refused_before_it_fails(size, image_size, works):
+    config = TinyNetConfig.from_variant("tinynet_e", image_size=image_size, num_labels=2)
+    network, images = TinyNetForImageClassification(config).train(), torch.zeros(size, 3, image_size, image_size)
+    if works:
+        network(images)
+        check_batch_size(size, config, synchronized=False)
+    else:
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+            network(images)
+        with pytest.raises(ValueError, match="per_device_batch_size 2 or more, or image_size 33 or more"):
+            check_batch_size(size, config, synchronized=False)
+        check_batch_size(size, config, synchronized=True)

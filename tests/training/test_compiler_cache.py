@@ -1,5 +1,6 @@
 """A compiler that is killed must not be in the way of the next start. Real compilations, of one small function."""
 
+import atexit
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from torch._inductor.exc import InductorError
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from training.compiler_cache import NAME, distrust_compiler_cache, name_compiler_cache, use_compiler_cache
 
@@ -72,8 +74,16 @@ def test_a_folder_that_the_user_has_named_is_used_and_left_alone(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_usual_folder_that_torch_itself_has_named_is_not_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())
+    monkeypatch.setattr(atexit, "register", lambda *args, **kwargs: None)
+    use_compiler_cache(tmp_path, 0)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / NAME)
+    assert [path.name for path in (tmp_path / NAME).iterdir()] == [".in-use-0"]
+
+
 def test_only_errors_of_the_compiler_name_its_folder():
-    error, other = InductorError(OSError("file too short")), RuntimeError("CUDA out of memory")
+    error, other = InductorError(OSError("file too short"), None), RuntimeError("CUDA out of memory")
     for failure in (error, other):
         name_compiler_cache(failure)
     assert "was killed while it compiled, remove" in error.__notes__[0]

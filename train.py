@@ -72,7 +72,7 @@ from training.memory import keep_freed_memory
 from training.model import ModelError, build_model, model_config
 from training.nonfinite import MOST_OVERFLOWS_IN_A_ROW, overflow, ways_on
 from training.optimizer import build_optimizer
-from training.progress import Progress
+from training.progress import Progress, weights_sha256
 from training.records import MetricsLog, write_atomically, write_summary
 from training.resume import is_branch, read_checkpoint, restore
 from training.run_folder import (
@@ -196,8 +196,10 @@ def main(argv: list[str]) -> None:
         restore(checkpoint, tensors, network, optimizer, ema, same_optimizer=same_optimizer)
         progress = Progress.from_dict(state["progress"])
         progress.note_changes(changes)
-        if is_branch(checkpoint, run_folder) or not (run_folder / "best").exists():
-            progress.best = None  # a branch has to find its own
+        if is_branch(checkpoint, run_folder):
+            progress.begin_branch()
+        elif is_main:
+            progress.check_best(run_folder / "best")
     start_step, elapsed_before_s = progress.step, progress.elapsed_s
     if config.compile:
         use_compiler_cache(run_folder, rank)
@@ -475,6 +477,7 @@ def main(argv: list[str]) -> None:
             if is_main:
                 with timer("saving"):
                     save_model_folder(run_folder / "best", candidates[weights], processor)
+                    progress.best_sha256 = weights_sha256(run_folder / "best")
         elapsed_s = elapsed_before_s + time.perf_counter() - started_at
         record = {
             "epoch": epochs_done,

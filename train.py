@@ -263,11 +263,11 @@ def main(argv: list[str]) -> None:
         total_steps, plan.steps_per_epoch, plan.global_batch_size, config.epochs, start_step, enabled=is_main
     )
     if is_main:
+        with mistakes_as_run_errors():
+            metrics = MetricsLog(run_folder / "metrics.jsonl")  # first: a start that is refused changes nothing
         write_atomically(run_folder / "recipe.yaml", config.to_yaml(__version__, progress.changes).encode())
         if state and state["settings"]["epochs"] != config.epochs:
             set_summary_aside(run_folder, state["settings"]["epochs"])
-        with mistakes_as_run_errors():
-            metrics = MetricsLog(run_folder / "metrics.jsonl")
         metrics.truncate_after(start_step, epoch_end_due=progress.epoch_end_due)
         if command_line.rescaling:
             display.message(command_line.rescaling)

@@ -528,6 +528,7 @@ def main(argv: list[str]) -> None:
                             "last": {name: result.to_dict() for name, result in results.items()},
                             "images_per_s": display.images_per_s,
                             "elapsed_s": elapsed_s,
+                            "changes": progress.changes,
                             "time_shares": timer.shares(),
                             "processes": num_processes,
                             "precision": config.precision,

@@ -117,6 +117,7 @@ def _facts(run: Run, repository: str, benchmarks: Path) -> dict[str, Any]:
         "latency": _latency(run, benchmarks),
         "recipe": _recipe_rows(run.public_recipe()),
         "processes": summary["processes"],
+        "changes": [plain(change) for change in run.changes],
         "duration": _duration(summary["elapsed_s"]),
         "images_per_s": f"{summary['images_per_s']:.0f}" if summary["images_per_s"] else None,
         "device": _device(summary["environment"]),

@@ -139,7 +139,7 @@ def _link(repository: str, folder: str = "") -> str:
 def _dataset(run: Run) -> str:
     if run.hub_dataset:
         return _link(run.hub_dataset, "datasets/")
-    return "scikit-learn's handwritten digits" if run.dataset == "digits" else plain(run.dataset)
+    return "scikit-learn's handwritten digits" if run.summary["dataset"] == "digits" else plain(run.dataset)
 
 
 def _device(environment: dict[str, Any]) -> str:

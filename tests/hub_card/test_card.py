@@ -66,6 +66,14 @@ def test_a_run_whose_settings_changed_does_not_pass_for_one_that_can_be_done_aga
         assert "to do it again" in model_card(dataclasses.replace(run, summary=run.summary | unchanged), "me/x")
 
 
+def test_a_folder_called_digits_is_not_scikit_learns(run):
+    for dataset, is_local in (("digits", False), ("./digits", True)):
+        summary = run.summary | {"dataset": dataset, "is_local": {"model": False, "dataset": is_local}}
+        assert (
+            "scikit-learn's" in html.unescape(model_card(dataclasses.replace(run, summary=summary), "me/x"))
+        ) != is_local
+
+
 def test_the_hub_takes_the_metadata(run, fine_tuned):
     for one in (run, fine_tuned):
         assert card_errors(model_card(one, "me/x")) == []

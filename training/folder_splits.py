@@ -32,12 +32,14 @@ def read_folder(
         OSError, ValueError, ...: the errors of `datasets`.
     """
     builder = datasets.load_dataset_builder(os.path.abspath(root), name=name)
+    real_root = Path(os.path.realpath(root))  # as `datasets` names files: links above the root are followed, not in it
+    in_split = {str(split): set(map(Path, paths)) for split, paths in builder.config.data_files.items()}
     found = {
-        str(split): {os.path.abspath(file) for file in paths} for split, paths in builder.config.data_files.items()
+        split: [file for file in files if real_root / file.relative_to(root) in paths]
+        for split, paths in in_split.items()
     }
     _require_splits_by_name(root, files, found)
-    used = set().union(*found.values())
-    unused = [file for file in files if os.path.abspath(file) not in used]
+    unused = [file for file in files if not any(file in of_split for of_split in found.values())]
     if is_metadata and (beside := [file for file in unused if file.parent == root]):
         raise DataError(
             f"{beside[0]} is not read, for the images lie in splits of their own ({listed(found)}): write such a file "
@@ -46,7 +48,7 @@ def read_folder(
     notes = [f"not used: {listed((str(file.relative_to(root)) for file in unused), 3)}"] if unused else []
     chosen = list(found)
     if is_metadata:
-        for split in (split for split in found if found[split].isdisjoint(map(os.path.abspath, files))):
+        for split in (split for split in found if not found[split]):
             if split != "test":
                 raise DataError(
                     f"split {split!r} of {root} has no {files[0].name}, as {files[0]} has it: write one, or move its "
@@ -60,13 +62,14 @@ def read_folder(
     return {split: builder.as_dataset(split=split) for split in chosen}, notes
 
 
-def _require_splits_by_name(root: Path, files: list[Path], found: dict[str, set[str]]) -> None:
+def _require_splits_by_name(root: Path, files: list[Path], found: dict[str, list[Path]]) -> None:
     """Refuse files of several splits by their names, some of which are not in lower case and so not understood."""
     meant = {file: _split_word(file.relative_to(root)) for file in files}
-    if len({_canonical(word) for word in meant.values()}) < 2:
+    is_by_name = found.keys() <= {"train", "validation", "test"}  # a README may state splits of other names
+    if not is_by_name or len({_canonical(word) for word in meant.values()}) < 2:
         return
     for file, word in meant.items():
-        if word and word != word.lower() and os.path.abspath(file) not in found.get(_canonical(word), ()):
+        if word and word != word.lower() and file not in found.get(_canonical(word), ()):
             raise DataError(
                 f"{file} would not be read as a split of its own, for only names in lower case are: rename {word} to "
                 f"{word.lower()}"

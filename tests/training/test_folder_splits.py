@@ -106,3 +106,21 @@ def test_metadata_of_a_folder_that_is_no_split_is_named(tmp_path):
     write_images(tmp_path / "train", ["ant", "bee"] * 5)
     write_images(tmp_path / "holdout", ["ant", "bee"])
     assert "not used: holdout/metadata.csv" in load_splits(str(tmp_path)).description
+
+
+def test_a_link_to_a_folder_of_metadata_is_read(tmp_path):
+    write_images(tmp_path / "birds/train", ["ant", "bee"] * 5)
+    write_images(tmp_path / "birds/val", ["ant", "bee"])
+    (tmp_path / "link").symlink_to(tmp_path / "birds")
+    splits = load_splits(str(tmp_path / "link"))
+    assert (len(splits.train), len(splits.validation)) == (10, 2)
+    assert "not used" not in splits.description
+
+
+def test_splits_that_a_readme_states_are_taken(tmp_path):
+    write_parquet(tmp_path / "Train.parquet", 10)
+    write_parquet(tmp_path / "Val.parquet", 4)
+    stated = "".join(f"  - split: {split}\n    path: {split}.parquet\n" for split in ("Train", "Val"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{stated}---\n")
+    splits = load_splits(str(tmp_path))
+    assert (len(splits.train), len(splits.validation)) == (10, 4)

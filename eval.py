@@ -112,8 +112,15 @@ def with_classes_of(class_names: list[str], model: Model) -> Model:
         model,
         network=Reordered(model.network, rows + others),
         labels=class_names + [model.labels[row] for row in others],
-        by_position=None if by_name else f"{own[0]!r} is {class_names[0]!r}, and so on",
+        by_position=None if by_name else _example(own, class_names),
     )
+
+
+def _example(labels: list[str], class_names: list[str]) -> str:
+    """A label and its class; where folders are called 0, 1, 10, 2, ..., the first one that is another number."""
+    pairs = list(zip(labels, class_names, strict=True))
+    label, name = next((pair for pair in pairs if pair[1].isdigit() and pair[0] != f"LABEL_{pair[1]}"), pairs[0])
+    return f"{label!r} is {name!r}, and so on"
 
 
 # Data and evaluation

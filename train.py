@@ -77,7 +77,7 @@ from training.memory import keep_freed_memory
 from training.model import ModelError, build_model, model_config
 from training.nonfinite import MOST_OVERFLOWS_IN_A_ROW, overflow, ways_on
 from training.optimizer import build_optimizer
-from training.progress import Progress
+from training.progress import Progress, weights_sha256
 from training.records import MetricsLog, write_atomically, write_summary
 from training.resume import is_branch, read_checkpoint, restore
 from training.run_folder import (
@@ -203,8 +203,10 @@ def main(argv: list[str]) -> None:
         restore(checkpoint, tensors, network, optimizer, ema, same_optimizer=same_optimizer)
         progress = Progress.from_dict(state["progress"])
         progress.note_changes(changes)
-        if is_branch(checkpoint, run_folder) or not (run_folder / "best").exists():
-            progress.best = None  # a branch has to find its own
+        if is_branch(checkpoint, run_folder):
+            progress.begin_branch()
+        elif is_main:
+            progress.check_best(run_folder / "best")
     start_step, elapsed_before_s = progress.step, progress.elapsed_s
     if config.compile:
         use_compiler_cache(run_folder, rank)
@@ -268,11 +270,11 @@ def main(argv: list[str]) -> None:
         total_steps, plan.steps_per_epoch, plan.global_batch_size, config.epochs, start_step, enabled=is_main
     )
     if is_main:
+        with mistakes_as_run_errors():
+            metrics = MetricsLog(run_folder / "metrics.jsonl")  # first: a start that is refused changes nothing
         write_atomically(run_folder / "recipe.yaml", config.to_yaml(__version__, progress.changes).encode())
         if state and state["settings"]["epochs"] != config.epochs:
             set_summary_aside(run_folder, state["settings"]["epochs"])
-        with mistakes_as_run_errors():
-            metrics = MetricsLog(run_folder / "metrics.jsonl")
         metrics.truncate_after(start_step, epoch_end_due=progress.epoch_end_due)
         if command_line.rescaling:
             display.message(command_line.rescaling)
@@ -482,6 +484,7 @@ def main(argv: list[str]) -> None:
             if is_main:
                 with timer("saving"):
                     save_model_folder(run_folder / "best", candidates[weights], processor)
+                    progress.best_sha256 = weights_sha256(run_folder / "best")
         elapsed_s = elapsed_before_s + time.perf_counter() - started_at
         record = {
             "epoch": epochs_done,
@@ -532,6 +535,7 @@ def main(argv: list[str]) -> None:
                             "last": {name: result.to_dict() for name, result in results.items()},
                             "images_per_s": display.images_per_s,
                             "elapsed_s": elapsed_s,
+                            "changes": progress.changes,
                             "time_shares": timer.shares(),
                             "processes": num_processes,
                             "precision": config.precision,

@@ -117,6 +117,7 @@ def _facts(run: Run, repository: str, benchmarks: Path) -> dict[str, Any]:
         "latency": _latency(run, benchmarks),
         "recipe": _recipe_rows(run.public_recipe()),
         "processes": summary["processes"],
+        "changes": [plain(change) for change in run.changes],
         "duration": _duration(summary["elapsed_s"]),
         "images_per_s": f"{summary['images_per_s']:.0f}" if summary["images_per_s"] else None,
         "device": _device(summary["environment"]),
@@ -138,7 +139,7 @@ def _link(repository: str, folder: str = "") -> str:
 def _dataset(run: Run) -> str:
     if run.hub_dataset:
         return _link(run.hub_dataset, "datasets/")
-    return "scikit-learn's handwritten digits" if run.dataset == "digits" else plain(run.dataset)
+    return "scikit-learn's handwritten digits" if run.summary["dataset"] == "digits" else plain(run.dataset)
 
 
 def _device(environment: dict[str, Any]) -> str:

@@ -70,6 +70,11 @@ class Run:
         name = self.summary[what]
         return name if is_repository_id(name) and not self._is_local(what) else None
 
+    @property
+    def changes(self) -> list[str]:
+        """What later starts of the run, or of a branch of it, changed. A model's place is left out."""
+        return [text for text in self.summary.get("changes", []) if not re.match(r"step \d+: model ", text)]
+
     def public_recipe(self) -> dict[str, Any]:
         """The recipe without what only this machine knows: places are left out, folders become their names."""
         private = ("class_names", "output_dir", "run_name", "resume", "report_to", "push_to_hub")

@@ -56,6 +56,7 @@ SUMMARY = {
     },
     "images_per_s": (NUMBER, None),
     "elapsed_s": NUMBER,
+    "changes?": [TEXT],
     "processes": COUNT,
     "precision": TEXT,
     "environment": {

@@ -350,17 +350,15 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
 
 # Checkpoints hold timm's key names: on loading into the classifier they get its base model's prefix, and lose it again
 # on saving, so that the same file loads in timm. Here, and not in the package's __init__, for remote code's sake.
+_to_channels = WeightConverter("conv_stem.weight", "conv_stem.weight", operations=[StemConversion()])
 register_checkpoint_conversion_mapping(
     TinyNetConfig.model_type,
-    [
-        WeightRenaming(r"^(conv_stem|bn1|blocks|conv_head|bn2)\.", r"tinynet.\1."),
-        WeightConverter("conv_stem.weight", "conv_stem.weight", operations=[StemConversion()]),
-    ],
+    [WeightRenaming(r"^(conv_stem|bn1|blocks|conv_head|bn2)\.", r"tinynet.\1."), _to_channels],
     overwrite=True,
 )
 # These two have no such prefix. Without an entry of their own they would share the one above, and a detector would
 # look for its backbone's weights under names that it does not have.
 for headless in (TinyNetModel, TinyNetBackbone):
-    register_checkpoint_conversion_mapping(headless.__name__, [], overwrite=True)
+    register_checkpoint_conversion_mapping(headless.__name__, [_to_channels], overwrite=True)
 
 __all__ = ["TinyNetBackbone", "TinyNetForImageClassification", "TinyNetModel", "TinyNetPreTrainedModel"]

@@ -7,6 +7,8 @@ import torch
 from transformers.core_model_loading import ConversionOps
 from transformers.utils import logging
 
+from .configuration_tinynet import TinyNetConfig
+
 logger = logging.get_logger(__name__)
 
 
@@ -54,7 +56,10 @@ class StemConversion(ConversionOps):
     ) -> dict[str, Any]:
         (tensors,) = input_dict.values()
         weight = tensors[0] if isinstance(tensors, list) else tensors
-        is_own_choice = getattr(config, "_channels_of_file", None) != config.num_channels
+        # Inside another model, such as a detector, this is the configuration of that one. By model_type, not by class:
+        # remote code brings a class of its own, and the conversion that was registered last serves both.
+        is_tinynet = getattr(config, "model_type", None) == TinyNetConfig.model_type
+        is_own_choice = is_tinynet and getattr(config, "_channels_of_file", None) != config.num_channels
         if self.is_loading and is_own_choice and weight.shape[1] != config.num_channels:
             logger.warning(
                 f"The stem's weights for {weight.shape[1]} input channels are adapted to {config.num_channels}:"

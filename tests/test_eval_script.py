@@ -193,6 +193,12 @@ def test_classes_that_are_matched_by_position_are_said_so(script, model, tmp_pat
     assert notes == [f"{unnamed}: classes by position ('LABEL_0' is '0', and so on)"]
 
 
+def test_the_example_of_classes_by_position_shows_folders_that_are_numbered_otherwise(script):
+    class_names = sorted(str(number) for number in range(12))  # 0, 1, 10, 11, 2, ...
+    model = script.Model("unnamed", torch.nn.Linear(4, 12), [f"LABEL_{index}" for index in range(12)], None)
+    assert script.with_classes_of(class_names, model).by_position == "'LABEL_2' is '10', and so on"
+
+
 def test_a_data_set_may_lack_classes_of_the_model(script, model, tmp_path):
     images = digits_folder(tmp_path / "images", names=DIGITS[:3])
     results = run_json(script, tmp_path, model, "--dataset", images, "--split", "train", "--per_class")

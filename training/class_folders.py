@@ -22,7 +22,7 @@ from training.split_names import (
     names_no_class,
     validation_candidates,
 )
-from training.unicode_text import require_text_names
+from training.unicode_text import composed, require_text_names
 
 ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".gz", ".7z")
 TABLE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".xls")  # of files that may hold labels
@@ -148,10 +148,14 @@ def _choose_validation(
     if wanted is not None:
         return (wanted if wanted in folders and wanted != train else None), {}
     passed_over = {}
+    classes = set(map(composed, list_folder(root / train)[0]))
     for name in validation_candidates(folders, train):
-        if not may_lack_labels(name) or list_folder(root / name)[0]:
+        own = list_folder(root / name)[0]
+        if not may_lack_labels(name) or not classes.isdisjoint(map(composed, own)):
             return name, passed_over
-        passed_over[name] = "has no labels" if holds_images(root / name) else "holds no images"
+        passed_over[name] = "has no labels" if holds_images(root / name, depth=0) else "holds no images"
+        if own:  # Keras wants test images in a folder of any name, such as `unknown`
+            passed_over[name] = f"has none of the classes, but {listed(own, 3)},"
     return None, passed_over
 
 

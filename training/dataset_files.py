@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from training.class_folders import FoundSplits, labelled, read_class_folders
 from training.data_error import DataError
 from training.folder_listing import count_images, find_class_folders, list_folder
+from training.folder_splits import read_folder
 from training.hub_datasets import LOADING_ERRORS, is_hub_id, load_hub_dataset, one_line
 
 # A file of one of these names takes the place of the folder names in the imagefolder format of `datasets`.
@@ -69,13 +70,17 @@ def read_splits(
         raise DataError(_two_datasets(path, chosen, classes, is_metadata))
     if found.parquet:
         _require_same_features(found.parquet)
+    files = found.parquet or found.tar or found.metadata
     try:
-        read = _load(dataset, os.path.abspath(path), name=name, streaming=streaming)
-    except DataError as error:
-        raise DataError(f"{chosen} decides how {dataset} is read, but {error}") from error
+        read, notes = read_folder(path, files, is_metadata=is_metadata, name=name, streaming=streaming)
+    except DataError:
+        raise
+    except LOADING_ERRORS as error:
+        problem = f"dataset {dataset} cannot be loaded: {one_line(error)}"
+        raise DataError(f"{chosen} decides how {dataset} is read, but {problem}") from error
     if found.tar and not found.parquet and streaming:
         read = _with_tar_sizes(read, path)
-    return FoundSplits(read, _unlisted_images(path, read) if is_metadata and not streaming else [])
+    return FoundSplits(read, notes + (_unlisted_images(path, read) if is_metadata and not streaming else []))
 
 
 @dataclass

@@ -34,7 +34,7 @@ def _label_ids(
     numbers = labels.to_numpy(zero_copy_only=False)
     names = feature.names if isinstance(feature, datasets.ClassLabel) else given_names
     if pa.types.is_boolean(labels.type):
-        names = names or ["False", "True"]
+        numbers, names = numbers.astype(np.int64), names or ["False", "True"]
     elif (numbers == -1).all():
         raise DataError(f"{place} has no labels: all are -1")
     wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)) if names else numbers < 0)

@@ -39,11 +39,11 @@ def ways_on(config: TrainConfig, run_folder: Path, resumed: Path | None, skipped
 
 
 def _free(run_folder: Path) -> str:
-    """The first of run-2, run-3, ... that is no run yet."""
+    """The first of run-2, run-3, ... that is no run yet, as it is typed in a shell."""
     number = 2
     while run_folder.with_name(f"{run_folder.name}-{number}").exists():
         number += 1
-    return f"{run_folder.name}-{number}"
+    return shlex.quote(f"{run_folder.name}-{number}")
 
 
 def _newest(checkpoints: Path) -> Path | None:

@@ -1,7 +1,9 @@
 """How far a run is: with model, optimizer and moving average all that a checkpoint holds."""
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from training.display import SmoothedLoss
@@ -22,12 +24,24 @@ class Progress:
     elapsed_s: float = 0.0  # of training before this process began
     overflowed_steps: int = 0  # of the run, left out by fp16's gradient scaler
     overflows_in_a_row: int = 0  # up to the last step
+    best_sha256: str | None = None  # of the weights in best/, which `best` is about
     changes: list[str] = field(default_factory=list)  # what later starts changed, each a sentence with its step
 
     def begin_epoch(self) -> None:
         """Forget the epoch that is over."""
         self.epoch_end_due = False
         self.epoch_loss, self.epoch_samples, self.epoch_replaced = 0.0, 0, 0
+
+    def begin_branch(self) -> None:
+        """Forget what was another run's: a branch finds its own best, and may have found the way out of overflows."""
+        self.best = self.best_sha256 = None
+        self.overflows_in_a_row = 0
+
+    def check_best(self, best: Path) -> None:
+        """Forget the best evaluation if the folder `best` does not hold its weights: a start that was cut short may
+        have put later ones there, and this one may not come to the same."""
+        if self.best is None or not best.exists() or self.best_sha256 not in (None, weights_sha256(best)):
+            self.best = self.best_sha256 = None
 
     def count_overflow(self, overflows: bool) -> None:
         """Takes in a step whose gradients are known."""
@@ -46,3 +60,11 @@ class Progress:
     def from_dict(cls, values: dict[str, Any]) -> "Progress":
         """What `to_dict` returned."""
         return cls(**(values | {"smoothed_loss": SmoothedLoss(**values["smoothed_loss"])}))
+
+
+def weights_sha256(folder: Path) -> str | None:
+    """Of a model's folder; None if it has no weights."""
+    try:
+        return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    except OSError:
+        return None

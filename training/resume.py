@@ -5,6 +5,7 @@ Settings of the result (`TrainConfig.settings`) stay the same in one run; only `
 steps depend on. Settings of execution (`TrainConfig.execution`) belong to the machine at hand and may always change.
 """
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def read_checkpoint(
             "or go on all the same with --allow_data_change"
         )
     step, epochs = progress["step"], settings["epochs"]
-    if step >= epochs * steps_per_epoch and not progress["epoch_end_due"]:
+    total_steps = epochs * steps_per_epoch
+    if step > total_steps or (step == total_steps and not progress["epoch_end_due"]):
         raise RunError(
             f"the run in {home} is finished after {step} steps; its models are in best/ and last/; "
             f"more than --epochs {epochs} continues it, and another --run_name without --resume trains anew"
@@ -142,7 +144,7 @@ def _refuse_in_a_branch(path: Path, home: Path, changed: Mapping[str, tuple[Any,
         if name in changed:
             raise RunError(
                 f"{path} cannot be resumed with {_listed({name: changed[name]})}, because {reason}; "
-                f"--model {home / 'last'} without --resume starts from the run's weights"
+                f"--model {shlex.quote(str(home / 'last'))} without --resume starts from the run's weights"
             )
 
 
@@ -153,7 +155,7 @@ def _refuse_in_a_run(path: Path, home: Path, changed: Mapping[str, tuple[Any, An
     if wrong:
         raise RunError(
             f"{home} holds another run ({_listed(wrong)}); choose another --run_name to train anew, and with it "
-            f"--resume {path} to branch off from here"
+            f"--resume {shlex.quote(str(path))} to branch off from here"
         )
 
 

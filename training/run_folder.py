@@ -63,19 +63,20 @@ def open_run(folder: Path, resume: str) -> Path | None:
         if not Path(resume).is_dir():
             raise RunError(f"there is no checkpoint {resume}; --resume takes auto, must, never or a folder")
         # The same command goes on with the branch once that has a checkpoint of its own.
-        checkpoint = latest_checkpoint(folder / "checkpoints") or Path(resume)
+        own = latest_checkpoint(folder / "checkpoints")
+        checkpoint = own or Path(resume)
         if Path(resume).resolve().parent == checkpoint.resolve().parent and checkpoint.name != Path(resume).name:
             raise RunError(
                 f"{folder} has gone on to {checkpoint.name}: --resume auto goes on from there, and "
                 f"--resume {resume} with another --run_name branches off"
             )
     else:
-        checkpoint = latest_checkpoint(folder / "checkpoints") if folder.exists() else None
+        own = checkpoint = latest_checkpoint(folder / "checkpoints") if folder.exists() else None
         if checkpoint is None and resume == "must":
             raise RunError(f"there is no checkpoint in {folder} to go on from; --resume auto starts a new run")
         if checkpoint is not None and resume == "never":
             raise RunError(f"{folder} already holds a run; choose another --run_name, or --resume auto to go on")
-    if checkpoint is None and (folder / "summary.json").exists():
+    if own is None and (folder / "summary.json").exists():  # a branch would write over it as a new run would
         raise RunError(f"{folder} holds the result of a run without its checkpoints; choose another --run_name")
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("best", "last"):

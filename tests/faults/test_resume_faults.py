@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.faults.test_training_faults import RUN, assert_same
 from tests.training_jobs import AUGMENTED, ROOT, SMALL, final_tensors, train, trained
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import read_recipe
 from training.records import read_metrics
 
@@ -83,6 +84,41 @@ def test_what_a_start_changes_is_printed_and_the_recipe_is_the_newest(continued)
         assert re.findall(r"^#   step 6: (.*)$", path.read_text(), re.MULTILINE) == changes
     _, state = load_checkpoint(max((continued.folder / "runs" / "run" / "checkpoints").glob("step-*")))
     assert state["progress"]["changes"] == [f"step 6: {sentence}" for sentence in said]
+
+
+@pytest.mark.only_thorough
+@pytest.mark.fault("33 changed settings on resume are said")
+def test_a_start_that_is_refused_changes_no_file(tmp_path):
+    command = (*NUMBERS, "--schedule", "staircase")
+    trained(*command, folder=tmp_path)
+    run_folder = tmp_path / "runs" / "run"
+    log = (run_folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run_folder / "metrics.jsonl").write_text("".join([log[0], "damaged\n", *log[2:]]))
+    files = {path for path in run_folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {path: path.read_bytes() for path in files}
+    result = train(*command, "--epochs", "2", folder=tmp_path)
+    assert result.returncode == 2
+    assert "metrics.jsonl, line 2 is not JSON" in result.stderr
+    assert {path: path.read_bytes() for path in files if path.exists()} == before
+    assert not list(run_folder.glob("summary-*"))
+
+
+@pytest.mark.only_thorough
+@pytest.mark.fault("32 more epochs for a finished run")
+def test_a_best_evaluation_whose_weights_are_gone_is_no_result(tmp_path):
+    command = (*NUMBERS, "--schedule", "staircase")
+    trained(*command, folder=tmp_path)
+    run_folder = tmp_path / "runs" / "run"
+    tensors, state = load_checkpoint(run_folder / "checkpoints" / "step-000026")
+    state["progress"]["best"]["top_1_correct"] = 50  # of 50: no later evaluation is better
+    save_checkpoint(run_folder / "checkpoints", 26, tensors, state)
+    # What a start leaves there that was killed before its next checkpoint.
+    best = run_folder / "best" / "model.safetensors"
+    save_file({name: tensor * 0 for name, tensor in load_file(best).items()}, best, {"format": "pt"})
+    trained(*command, "--epochs", "2", folder=tmp_path)
+    result = json.loads((run_folder / "summary.json").read_text())["best"]
+    assert result["epoch"] == 2
+    assert result["top_1_correct"] < 50
 
 
 @pytest.mark.only_thorough

@@ -55,6 +55,25 @@ def test_the_card_of_the_quick_start_is_the_golden_one(run):
     assert model_card(run, "me/tinynet-digits") == GOLDEN.read_text(encoding="utf-8")
 
 
+def test_a_run_whose_settings_changed_does_not_pass_for_one_that_can_be_done_again(run):
+    changes = ["step 26: precision no -> bf16", "step 26: model /home/me/flowers -> tinynet_e: not read"]
+    card = model_card(dataclasses.replace(run, summary=run.summary | {"changes": changes}), "me/x")
+    (item,) = re.findall(r"does not do it again:\n\n(.*)\n\n<details>", card)
+    assert html.unescape(re.sub(r"\\(.)", r"\1", item)) == f"- {changes[0]}"
+    assert "to do it again" not in card
+    assert card_errors(card) == []
+    for unchanged in ({}, {"changes": []}):
+        assert "to do it again" in model_card(dataclasses.replace(run, summary=run.summary | unchanged), "me/x")
+
+
+def test_a_folder_called_digits_is_not_scikit_learns(run):
+    for dataset, is_local in (("digits", False), ("./digits", True)):
+        summary = run.summary | {"dataset": dataset, "is_local": {"model": False, "dataset": is_local}}
+        assert (
+            "scikit-learn's" in html.unescape(model_card(dataclasses.replace(run, summary=summary), "me/x"))
+        ) != is_local
+
+
 def test_the_hub_takes_the_metadata(run, fine_tuned):
     for one in (run, fine_tuned):
         assert card_errors(model_card(one, "me/x")) == []

@@ -16,9 +16,12 @@ def assert_same_weights(loaded: PreTrainedModel, saved: PreTrainedModel) -> None
         assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
-def test_a_detector_reloads_its_backbone(tmp_path):
+@pytest.mark.parametrize("num_channels", [3, 1])
+def test_a_detector_reloads_its_backbone(num_channels, tmp_path):
+    """Of gray images too, although the detector's own configuration says three channels whatever its backbone has."""
+    backbone_config = TinyNetConfig.from_variant("tinynet_e", num_channels=num_channels, out_features=["stage7"])
     sizes = {"d_model": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "encoder_layers": 1, "decoder_layers": 1}
-    config = DetrConfig(backbone_config=CONFIG, use_timm_backbone=False, backbone=None, **sizes)
+    config = DetrConfig(backbone_config=backbone_config, use_timm_backbone=False, backbone=None, **sizes)
     detector = DetrForObjectDetection(config)
     detector.save_pretrained(tmp_path)
     loaded, info = DetrForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)

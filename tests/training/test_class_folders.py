@@ -113,6 +113,19 @@ def test_test_images_without_labels_are_passed_over_unless_named(tmp_path, test)
     )
 
 
+def test_test_images_in_a_folder_that_is_no_class_are_passed_over_unless_named(tmp_path):
+    """As Keras wants them; there was no way to train beside them."""
+    dataset = write_tree(tmp_path, *tree("train", count=5), "test/unknown/1.jpg")
+    splits = load_splits(dataset)
+    assert (len(splits.train), len(splits.validation)) == (8, 2)
+    assert splits.description.endswith("; test has none of the classes, but unknown, and is not used")
+    refuses(
+        "split 'test' of {} has pictures of classes that the training split lacks: unknown",
+        dataset,
+        validation_split="test",
+    )
+
+
 def test_a_labeled_split_behind_a_test_split_without_labels_is_used(tmp_path):
     dataset = write_tree(tmp_path, *tree("train", "testing"), "test/1.jpg", "eval/notes.txt")
     assert load_splits(dataset).description.endswith(

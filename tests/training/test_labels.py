@@ -58,6 +58,15 @@ def test_booleans_are_two_classes(tmp_path, names):
     assert sorted(splits.train["label"]) == [0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("kind", [pa.bool_(), pa.string()])
+def test_booleans_of_a_validation_split_are_the_same_two_classes(tmp_path, kind):
+    write_rows(tmp_path / "train.parquet", pa.array([False, True] * 4))
+    write_rows(
+        tmp_path / "val.parquet", pa.array([True, True, False] if kind == pa.bool_() else ["True", "True", "False"])
+    )
+    assert load_splits(str(tmp_path)).validation["label"] == [1, 1, 0]
+
+
 def test_columns_in_arrows_view_layout_are_read(tmp_path):
     """As Polars writes them. `datasets` reads them, but neither as labels nor as images."""
     encoded = [picture(number) for number in range(4)]

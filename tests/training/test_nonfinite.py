@@ -40,6 +40,8 @@ def test_a_branch_gets_a_name_that_is_free_and_a_path_that_a_shell_reads(tmp_pat
         folder.mkdir(parents=True)
     words = shlex.split(ways_on(TrainConfig(), run_folder, None).partition("branch off with ")[2])
     assert words[:4] == ["--resume", str(newest), "--run_name", "run-4"]
+    words = shlex.split(ways_on(TrainConfig(), tmp_path / "my run", newest).partition("branch off with ")[2])
+    assert words[:4] == ["--resume", str(newest), "--run_name", "my run-2"]
 
 
 def test_without_a_checkpoint_the_run_begins_anew(tmp_path):

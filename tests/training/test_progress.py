@@ -1,7 +1,7 @@
 import json
 
 from training.display import SmoothedLoss
-from training.progress import Progress
+from training.progress import Progress, weights_sha256
 
 
 def test_progress_comes_back_from_json():
@@ -36,6 +36,28 @@ def test_changes_are_kept_with_the_step_they_were_made_at():
 
 def test_progress_of_a_checkpoint_from_before_a_field_existed_is_read():
     values = Progress(step=7).to_dict()
-    for name in ("overflowed_steps", "overflows_in_a_row", "changes"):
+    for name in ("overflowed_steps", "overflows_in_a_row", "changes", "best_sha256"):
         del values[name]
     assert Progress.from_dict(values) == Progress(step=7)
+
+
+def test_the_best_evaluation_is_that_of_the_weights_in_best_or_none(tmp_path):
+    best, evaluation = tmp_path / "best", {"top_1_correct": 3}
+    best.mkdir()
+    (best / "model.safetensors").write_bytes(b"weights of epoch 3")
+    sha256 = weights_sha256(best)
+    for known, kept in ((sha256, evaluation), (None, evaluation), ("0" * 64, None)):  # None: from before it was kept
+        progress = Progress(best=evaluation, best_sha256=known)
+        progress.check_best(best)
+        assert progress.best == kept
+    for name in ("empty", "missing"):
+        progress = Progress(best=evaluation, best_sha256=sha256)
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        progress.check_best(tmp_path / name)
+        assert (progress.best, progress.best_sha256) == (None, None)
+
+
+def test_a_branch_begins_without_the_best_and_the_overflows_of_the_other_run():
+    progress = Progress(step=7, best={"top_1_correct": 3}, best_sha256="0", overflowed_steps=19, overflows_in_a_row=19)
+    progress.begin_branch()
+    assert progress == Progress(step=7, overflowed_steps=19)

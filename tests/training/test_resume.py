@@ -84,6 +84,8 @@ def test_a_finished_run_says_what_continues_it(run, branch):
             read(path, folder, CONFIG)
     due = write(run, progress=Progress(step=10, epoch_end_due=True).to_dict())
     assert read(due, run, CONFIG) == []
+    with pytest.raises(RunError, match=r"is finished after 10 steps.* more than --epochs 1 continues it"):
+        read(due, branch, but(epochs=1))  # its end would be one of another epoch
 
 
 def test_a_foreign_checkpoint_is_no_run(run):

@@ -56,6 +56,14 @@ def test_a_branch_goes_on_with_its_own_checkpoints(folder, tmp_path):
     assert open_run(branch, str(root)) == own
 
 
+def test_a_branch_is_not_begun_over_the_result_of_another_run(folder, tmp_path):
+    other = tmp_path / "runs" / "other"
+    other.mkdir()
+    (other / "summary.json").touch()  # its owner has removed the checkpoints, to save space
+    with pytest.raises(RunError, match="holds the result of a run without its checkpoints"):
+        open_run(other, str(folder / "checkpoints" / "step-000010"))
+
+
 def test_an_older_checkpoint_of_the_run_itself_is_not_silently_exchanged_for_the_newest(folder):
     save_checkpoint(folder / "checkpoints", 12, {}, {})
     with pytest.raises(RunError, match="has gone on to step-000012: --resume auto"):

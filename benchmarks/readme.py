@@ -229,9 +229,9 @@ def saving_text() -> str:
     return f"{text}\n\n{origin(report['environment'])}"
 
 
-def results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+def results(name: str) -> dict[str, Any]:
     """A file of results; exits with a sentence if nobody can tell which code was measured."""
-    path = folder / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     report = json.loads(path.read_text(encoding="utf-8"))
     if "environment" in report:
         commit = report["environment"]["commit"]

@@ -57,7 +57,7 @@ def check_value(name: str, value: Any) -> None:
     if name == "image_mean" and not all(map(math.isfinite, value)):
         raise ValueError(f"image_mean must hold finite numbers, got {list(value)}")
     if name == "image_std" and not all(0 < number < math.inf for number in value):
-        raise ValueError(f"image_std must hold positive numbers, got {list(value)}")
+        raise ValueError(f"image_std must hold finite positive numbers, got {list(value)}")
     if name == "hidden_act" and value not in ACT2FN:
         close = difflib.get_close_matches(value, ACT2FN, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ", such as 'silu' or 'relu'"

@@ -1,9 +1,11 @@
 """Tables are made of results whose code can be looked up."""
 
 import json
+from collections.abc import Callable
 
 import pytest
 
+from benchmarks import readme
 from benchmarks.readme import FROM_CHANGED_TREES, RESULTS, origin, results
 
 ENVIRONMENT = {
@@ -17,21 +19,25 @@ ENVIRONMENT = {
 }
 
 
-def write(folder, name: str, commit: str | None) -> None:
-    (folder / f"{name}.json").write_text(json.dumps({"environment": ENVIRONMENT | {"commit": commit}}))
+@pytest.fixture
+def write(tmp_path, monkeypatch) -> Callable[[str, str | None], None]:
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    return lambda name, commit: (tmp_path / f"{name}.json").write_text(
+        json.dumps({"environment": ENVIRONMENT | {"commit": commit}})
+    )
 
 
-def test_results_of_a_commit_are_read(tmp_path):
-    write(tmp_path, "model", "0123abc")
-    assert results("model", tmp_path)["environment"]["commit"] == "0123abc"
+def test_results_of_a_commit_are_read(write):
+    write("model", "0123abc")
+    assert results("model")["environment"]["commit"] == "0123abc"
 
 
 @pytest.mark.parametrize("commit", ["0123abc-dirty", None])
 @pytest.mark.parametrize("name", ["model", *FROM_CHANGED_TREES])
-def test_results_of_a_changed_tree_are_refused(name, commit, tmp_path):
-    write(tmp_path, name, commit)
+def test_results_of_a_changed_tree_are_refused(name, commit, write):
+    write(name, commit)
     with pytest.raises(SystemExit, match=rf"{name}\.json: its commit is {commit}"):
-        results(name, tmp_path)
+        results(name)
 
 
 def test_results_to_measure_again_are_those_that_still_come_from_changed_trees():

@@ -1,6 +1,7 @@
 """The GPU benchmark without a GPU: every path of it, so that a GPU's minutes are not spent on finding mistakes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,18 @@ def test_dry_run_records_tests_and_speed_and_goes_on_after_a_failure(tmp_path):
             assert set(row[side]["parts_ms"]) == set(gpu.PARTS) and 0 < row[side]["other_share"] < 1
             # The clock is read between the parts, so that they make up the step.
             assert sum(row[side]["parts_ms"].values()) == pytest.approx(row[side]["step_ms"], rel=0.5)
+
+
+@pytest.mark.only_thorough
+@pytest.mark.timeout(1500)
+@pytest.mark.fault("40 the tests that need a GPU, tried on a CPU")
+def test_the_tests_for_a_gpu_pass_on_a_cpu():
+    """With tests/gpu/on_cpu.py in the place of fp16 and of generated code: of the tests, every line runs."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "--timeout=700"]
+    command += ["-p", "no:cacheprovider"]
+    environment = os.environ | {"TINYNET_TEST_DEVICE": "cpu"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 def test_without_timm_this_package_is_measured_alone(monkeypatch):

@@ -41,6 +41,8 @@ def check_same_run(run_folder: Path, checkpoint: Path | None, facts: Mapping[str
     words: list[Any] = [None]
     if state.is_main_process:
         try:
+            for left_over in run_folder.glob(".seen-*"):  # by a kill
+                left_over.unlink(missing_ok=True)
             token.touch()
             words[0] = (token.name, _me(), run_folder.resolve(), _digest(checkpoint), facts)
         except OSError as failure:

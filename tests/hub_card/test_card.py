@@ -56,7 +56,7 @@ def test_the_card_of_the_quick_start_is_the_golden_one(run):
 
 
 def test_a_run_whose_settings_changed_does_not_pass_for_one_that_can_be_done_again(run):
-    changes = ["step 26: precision no -> bf16", "step 26: model /mnt/me/flowers -> tinynet_e: not read"]
+    changes = ["step 26: precision no -> bf16", "step 26: model /models/flowers -> tinynet_e: not read"]
     card = model_card(dataclasses.replace(run, summary=run.summary | {"changes": changes}), "me/x")
     (item,) = re.findall(r"does not do it again:\n\n(.*)\n\n<details>", card)
     assert html.unescape(re.sub(r"\\(.)", r"\1", item)) == f"- {changes[0]}"

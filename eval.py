@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -97,13 +98,20 @@ def with_classes_of(class_names: list[str], model: Model) -> Model:
     """The model with its labels in the order of the data set's classes, and those that the data set lacks behind them.
 
     Raises:
-        ModelError: the data set has classes that the model does not know.
+        ModelError: the data set has classes that the model does not know, or knows twice.
     """
     rows = head_rows(class_names, model.labels)
     if unknown := [name for name, row in zip(class_names, rows, strict=True) if row is None]:
         raise ModelError(
             f"the data set's classes are not those of {model.name}: {len(unknown)} of {len(class_names)}, such as "
             f"{unknown[0]!r}, are none of the model's {len(model.labels)}, such as {model.labels[0]!r}"
+        )
+    counts = Counter(normalize("NFC", label) for label in model.labels)
+    repeated = [name for name in class_names if counts[normalize("NFC", name)] > 1]
+    if repeated and rows != list(range(len(model.labels))):
+        raise ModelError(
+            f"{model.name} has {counts[normalize('NFC', repeated[0])]} classes called {repeated[0]!r}: tell them "
+            "apart in the id2label of its config.json"
         )
     own = [model.labels[row] for row in rows]
     by_name = all(normalize("NFC", a) == normalize("NFC", b) for a, b in zip(own, class_names, strict=True))

@@ -199,6 +199,14 @@ def test_the_example_of_classes_by_position_shows_folders_that_are_numbered_othe
     assert script.with_classes_of(class_names, model).by_position == "'LABEL_2' is '10', and so on"
 
 
+def test_a_name_of_two_classes_is_not_taken_for_either(script):
+    """The last of them was, so that half of its images could count as wrong."""
+    model = script.Model("twins", torch.nn.Linear(4, 3), ["crane", "ant", "crane"], None)
+    assert script.with_classes_of(["ant"], model).labels == ["ant", "crane", "crane"]
+    with pytest.raises(script.ModelError, match="twins has 2 classes called 'crane': tell them apart"):
+        script.with_classes_of(["ant", "crane"], model)
+
+
 def test_a_data_set_may_lack_classes_of_the_model(script, model, tmp_path):
     images = digits_folder(tmp_path / "images", names=DIGITS[:3])
     results = run_json(script, tmp_path, model, "--dataset", images, "--split", "train", "--per_class")

@@ -146,8 +146,6 @@ def configure(checkpoint: Checkpoint, class_names: list[str] | None, image_size:
         config = TinyNetConfig.from_variant(variant, **fields)
     except (ValueError, StrictDataclassError) as error:
         raise ConversionError(str(error.__cause__ or error)) from error
-    if not all(math.isfinite(number) for number in (*config.image_mean, *config.image_std)):
-        raise ConversionError(f"image_mean {config.image_mean} and image_std {config.image_std} must be finite")
     if config.resize_size**2 > MAX_IMAGE_PIXELS:
         raise ConversionError(
             f"image_size {config.image_size:,} with crop_pct {config.crop_pct} asks for images of "

@@ -83,7 +83,7 @@ def check_names(names: Iterable[str], config_class: type) -> None:
     fields = config_class.__dataclass_fields__  # type: ignore[attr-defined]
     known = [*fields, "num_labels", "out_features", "out_indices"]
     # Not those that transformers gives to every configuration: other versions of it have others, of similar names.
-    inherited = set(PreTrainedConfig.__dataclass_fields__) - {"id2label", "label2id"}  # type: ignore[attr-defined]
+    inherited = set(PreTrainedConfig.__dataclass_fields__) - {"id2label", "label2id"}
     own = [name for name in known if name not in inherited]
     for name in names:
         if name in known:

@@ -70,7 +70,8 @@ SUMMARY = {
 }
 RECIPE = {"model": TEXT, "dataset": TEXT, "schedule": TEXT, "optimizer": TEXT, "*": SETTING}
 RECORD = {"kind": {"step", "epoch"}, "step": COUNT, "epoch": NUMBER, "raw?": (COUNTS, None), "ema?": (COUNTS, None)}
-NETWORK = {"model_type": {"tinynet"}, "id2label": {"*": TEXT}}
+DTYPE = ({"float32", "float16", "bfloat16", "float64"}, None)  # transformers looks the text up in torch
+NETWORK = {"model_type": {"tinynet"}, "id2label": {"*": TEXT}, "dtype?": DTYPE, "torch_dtype?": DTYPE}
 PROCESSOR = {
     **{f"do_{what}?": FLAG for what in ("resize", "center_crop", "rescale", "normalize", "convert_rgb")},
     "do_pad?": (FLAG, None),

@@ -25,9 +25,10 @@ def warn_of_unsaved_statistics(model: nn.Module) -> None:
     An adapter around another part of a larger network is not seen, nor is anything in a compiled forward pass.
     """
     # PEFT freezes what it does not train. Where the first parameter is trained there is no adapter, which is cheap.
-    if "peft" not in sys.modules or next(model.parameters()).requires_grad or hasattr(model, "_has_warned"):
+    # The submodule: sys.modules["peft"] can be None, which forbids the import.
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is None or next(model.parameters()).requires_grad or hasattr(model, "_has_warned"):
         return
-    tuners = sys.modules["peft.tuners.tuners_utils"]
     if any(isinstance(module, tuners.BaseTunerLayer) for module in model.modules()) and _moving_batch_norms(model):
         model._has_warned = True  # type: ignore[assignment]
         logger.warning(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 STAGE_TABLE = ("kernel_sizes", "strides", "expand_ratios", "out_channels", "num_block_repeats")
@@ -57,7 +58,7 @@ def check_value(name: str, value: Any) -> None:
     if name == "image_mean" and not all(map(math.isfinite, value)):
         raise ValueError(f"image_mean must hold finite numbers, got {list(value)}")
     if name == "image_std" and not all(0 < number < math.inf for number in value):
-        raise ValueError(f"image_std must hold finite positive numbers, got {list(value)}")
+        raise ValueError(f"image_std must hold positive, finite numbers, got {list(value)}")
     if name == "hidden_act" and value not in ACT2FN:
         close = difflib.get_close_matches(value, ACT2FN, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ", such as 'silu' or 'relu'"
@@ -81,6 +82,9 @@ def check_names(names: Iterable[str], config_class: type) -> None:
     """
     fields = config_class.__dataclass_fields__  # type: ignore[attr-defined]
     known = [*fields, "num_labels", "out_features", "out_indices"]
+    # Not those that transformers gives to every configuration: other versions of it have others, of similar names.
+    inherited = set(PreTrainedConfig.__dataclass_fields__) - {"id2label", "label2id"}
+    own = [name for name in known if name not in inherited]
     for name in names:
         if name in known:
             continue
@@ -89,7 +93,7 @@ def check_names(names: Iterable[str], config_class: type) -> None:
         attribute = getattr(config_class, name, None)
         if isinstance(attribute, property) and attribute.fset is None:
             raise ValueError(f"{name} is computed from the other fields and cannot be set")
-        if attribute is None and (close := difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELLED)):
+        if attribute is None and (close := difflib.get_close_matches(name, own, n=1, cutoff=_MISSPELLED)):
             raise ValueError(f"{config_class.__name__} has no field {name}; did you mean {close[0]}?")
 
 

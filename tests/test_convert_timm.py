@@ -118,7 +118,8 @@ def test_options_that_make_another_network_or_no_sense_are_refused(refused, tmp_
         ({"crop_pct": -1}, "crop_pct must be above 0 and at most 1, got -1"),
         ({"mean": nested}, "it states timm's --mean [["),
         ({"mean": [0.5, 0.5]}, "image_mean must hold one number for each of the 3 channels"),
-        ({"std": [float("inf")]}, "image_std must hold finite positive numbers, got [inf, inf, inf]"),
+        ({"std": [float("inf")]}, "image_std must hold positive, finite numbers"),
+        ({"mean": [float("nan")]}, "image_mean must hold finite numbers"),
         ({"img_size": 64.5}, "image_size"),
     ):
         content = {"state_dict": tensors, "args": options(**changed)}

@@ -182,6 +182,8 @@ def test_a_damaged_log_is_named(run, cut, said):
         (["hidden_act"], 3, "hidden_act"),
         (["crop_pct"], 0, "crop_pct must be above 0"),
         (["id2label"], ["a"], "id2label must be a mapping"),
+        (["dtype"], "float", "dtype must be bfloat16 or float16 or float32 or float64, got 'float'"),
+        (["torch_dtype"], [], "torch_dtype must be"),
         (["id2label"], {"x": "a"}, "best/config.json"),
         (["id2label", "3"], ..., "id2label must name the classes 0 to 8"),
         (["id2label", "3"], "caf\udce9", r"id2label.3 must be text, got 'caf\udce9'"),

@@ -168,6 +168,16 @@ def test_a_trained_adapter_merges_with_its_statistics(digits):
     torch.testing.assert_close(logits_of(merged, digits), before, rtol=1e-4, atol=1e-4)
 
 
+def test_a_frozen_body_trains_where_the_import_of_peft_is_forbidden(digits, monkeypatch, caplog):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    model = base_model()
+    model.tinynet.requires_grad_(False)
+    train_steps(model, digits)
+    assert not warnings_in(caplog)
+
+
 def test_peft_is_not_imported():
     code = "import sys, modeling_tinynet; sys.exit('peft' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

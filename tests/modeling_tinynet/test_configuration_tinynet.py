@@ -124,8 +124,8 @@ NONSENSE = [
     ({"drop_path_rate": -0.1}, "drop_path_rate must be at least 0 and below 1, got -0.1"),
     ({"batch_norm_momentum": 2.0}, "batch_norm_momentum must be above 0 and at most 1, got 2.0"),
     ({"crop_pct": 0}, "crop_pct must be above 0 and at most 1, got 0"),
-    ({"image_std": [0.5, 0, 0.5]}, "image_std must hold finite positive numbers"),
-    ({"image_std": [0.5, 0.5, float("nan")]}, "image_std must hold finite positive numbers"),
+    ({"image_std": [0.5, 0, 0.5]}, "image_std must hold positive, finite numbers"),
+    ({"image_std": [0.5, 0.5, float("nan")]}, "image_std must hold positive, finite numbers"),
     ({"image_mean": [0.5, 0.5, float("inf")]}, "image_mean must hold finite numbers"),
     ({"image_mean": [0.5]}, "image_mean must hold one number for each of the 3 channels"),
     ({"num_channels": 1, "image_mean": [0.5] * 3}, "image_mean must hold one number for each of the 1 channels"),
@@ -147,6 +147,15 @@ NONSENSE = [
 def test_nonsense_names_field_and_value(fields, message):
     with pytest.raises(ValueError, match=message):
         TinyNetConfig(**fields)
+
+
+@pytest.mark.parametrize("name", ["tie_encoder_decoder", "return_dicts", "output_hidden_state"])
+def test_what_another_version_of_transformers_wrote_is_kept(name, tmp_path):
+    """`tie_encoder_decoder` is a setting of transformers 4; the others are made up."""
+    TinyNetConfig().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: False}))
+    assert getattr(TinyNetConfig.from_pretrained(tmp_path), name) is False
 
 
 @pytest.mark.parametrize("load", [TinyNetConfig.from_pretrained, AutoConfig.from_pretrained])

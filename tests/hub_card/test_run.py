@@ -94,7 +94,7 @@ def test_the_schema_asks_for_what_the_card_says(run):
     whole = read_run(run)
     object.__setattr__(whole, "summary", watched(whole.summary))
     model_card(whole, "me/x")
-    known = {*KEYS, ("is_local",), *(("best", key) for key in COUNTS), ("best", "per_class")}
+    known = {*KEYS, ("is_local",), ("changes",), *(("best", key) for key in COUNTS), ("best", "per_class")}
     assert {keys for keys in asked if "versions" not in keys} <= known
     assert len(asked) > 25
 

@@ -23,7 +23,8 @@ def checkpoint(path: Path, manifest: str) -> Path:
 
 
 def main(root: Path) -> None:
-    rank = Accelerator(cpu=True).process_index
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
     same_run.SEEN_WITHIN_S = 0.3
     own = root / f"machine-{rank}"
     own.mkdir()
@@ -58,6 +59,7 @@ def main(root: Path) -> None:
         except RunError as error:
             errors[name] = str(error)
     (root / f"errors-{rank}.json").write_text(json.dumps(errors))
+    accelerator.end_training()  # gloo's threads may abort a process that exits without
 
 
 main(Path(sys.argv[1]).resolve())

@@ -26,7 +26,7 @@ test: $(INSTALLED) ## run all tests that need no GPU, without network
 	$(PYTEST) -m "not gpu"
 
 faults: $(INSTALLED) ## kill, damage and starve training in every way of the table in the README, half an hour
-	$(PYTEST) -m fault --thorough --faults_table benchmarks/results/faults.json
+	$(PYTEST) -m fault --thorough --faults_table=benchmarks/results/faults.json tests
 
 upstream: $(INSTALLED) ## run transformers' own tests of a vision model on TinyNet (downloads their sources)
 	$(BIN)/python tests/upstream/run.py

@@ -69,6 +69,8 @@ _TRANSPOSITIONS = {
 }
 
 _SWITCHES = ("do_convert_rgb", "do_grayscale", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad")
+# How many numbers a mean or a standard deviation may hold; an image that is not converted has the channels it has.
+_GRAY, _RGB, _ANY = (1,), (1, 3), tuple(range(1, 1000))
 _LARGEST_SIDE = 16_384  # pixels; beyond, an image would not fit into memory
 
 # timm's names of the filters, to Pillow's.
@@ -180,16 +182,16 @@ def _check_sides(name: str, size: SizeDict | None, keys: str, *choices: set[str]
         raise ValueError(f"{name} must hold whole numbers of pixels from 1 to {_LARGEST_SIDE:,}, got {sides}")
 
 
-def _check_numbers(name: str, value: Any, *, positive: bool, channels: int | None = None) -> None:
-    """Raises a `ValueError` unless `value` is a finite number or, with `channels`, a list of one or of so many."""
-    numbers = value if channels and isinstance(value, (list, tuple)) else [value]
-    is_valid = len(numbers) in (1, channels) and all(
+def _check_numbers(name: str, value: Any, *, positive: bool, counts: tuple[int, ...] = ()) -> None:
+    """Raises a `ValueError` unless `value` is a finite number, or a list of as many as one of the `counts`."""
+    numbers = value if counts and isinstance(value, (list, tuple)) else [value]
+    is_valid = len(numbers) in (counts or (1,)) and all(
         not isinstance(number, bool) and isinstance(number, Real) and math.isfinite(number) for number in numbers
     )
     if not is_valid or (positive and min(numbers) <= 0):
         kind = "a positive number" if positive else "a number"
-        more = {None: "", 1: " for gray images"}.get(channels, f", or one for each of {channels} channels")
-        raise ValueError(f"{name} must be {kind}{more}, got {value!r}")
+        more = {(): "", _GRAY: " for gray images", _RGB: ", or one for each of 3 channels"}
+        raise ValueError(f"{name} must be {kind}{more.get(counts, ', or one for each channel')}, got {value!r}")
 
 
 def _timm_settings(pretrained_cfg: dict[str, Any], config: TinyNetConfig) -> dict[str, Any]:
@@ -358,9 +360,9 @@ class TinyNetImageProcessor(TorchvisionBackend):
         if kwargs["do_rescale"]:
             _check_numbers("rescale_factor", kwargs["rescale_factor"], positive=True)
         if kwargs["do_normalize"]:
-            channels = 1 if kwargs["do_grayscale"] else 3
-            _check_numbers("image_mean", kwargs["image_mean"], positive=False, channels=channels)
-            _check_numbers("image_std", kwargs["image_std"], positive=True, channels=channels)
+            counts = _GRAY if kwargs["do_grayscale"] else _RGB if kwargs["do_convert_rgb"] else _ANY
+            _check_numbers("image_mean", kwargs["image_mean"], positive=False, counts=counts)
+            _check_numbers("image_std", kwargs["image_std"], positive=True, counts=counts)
 
     def process_image(
         self,

@@ -40,7 +40,12 @@ def read_processor(source: str) -> TinyNetImageProcessor:
     for key, fact in (("do_pad", "images are not padded here"), ("do_grayscale", "images are read as RGB here")):
         if settings.get(key):
             raise ValueError(f"its image processor has {key} true, and {fact}")
-    return TinyNetImageProcessor.from_dict(settings)
+    processor = TinyNetImageProcessor.from_dict(settings)
+    for key in ("image_mean", "image_std"):
+        value = getattr(processor, key)
+        if processor.do_normalize and isinstance(value, (list, tuple)) and len(value) not in (1, CHANNELS):
+            raise ValueError(f"its image processor has {key} {list(value)}, and images are read as RGB here")
+    return processor
 
 
 def normalization(processor: TinyNetImageProcessor) -> tuple[tuple[float, ...], tuple[float, ...]]:

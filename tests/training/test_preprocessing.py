@@ -71,6 +71,10 @@ def test_every_setting_gives_what_the_processor_gives(settings, tmp_path, photos
         ({"image_processor_type": "ViTImageProcessor"}, "its image processor is a ViTImageProcessor, and only"),
         ({"do_pad": True, "pad_size": 64}, "do_pad true, and images are not padded"),
         ({"do_grayscale": True}, "do_grayscale true, and images are read as RGB"),
+        (
+            {"do_convert_rgb": False, "image_mean": [0.5] * 4},
+            r"image_mean \[0.5, 0.5, 0.5, 0.5\], and images are read",
+        ),
         ({"image_std": [0, 0, 0]}, r"image_std must be a positive number.*\(0, 0, 0\)"),
         ({"image_mean": [0.5, 0.5]}, r"image_mean must be a number.*\(0.5, 0.5\)"),
         ({"image_mean": "imagenet"}, "image_mean must be a number.*'imagenet'"),

@@ -140,6 +140,14 @@ class TinyNetModelTest(ModelTesterMixin, PipelineTesterMixin, unittest.TestCase)
     def test_model_get_set_embeddings(self):
         pass
 
+    def test_reverse_loading_mapping(self):
+        """The conversion of body and backbone changes the stem's weights, and renames nothing."""
+        headless = (TinyNetModel, TinyNetBackbone)
+        self.all_model_classes = (TinyNetForImageClassification,)
+        super().test_reverse_loading_mapping()
+        self.all_model_classes = headless
+        super().test_reverse_loading_mapping(check_keys_were_modified=False)
+
     def test_hidden_states_output(self):
         """The mixin's own expects (batch, sequence, channels) of each state."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()

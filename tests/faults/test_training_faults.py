@@ -390,7 +390,7 @@ def test_a_changed_data_set_is_noticed(tmp_path):
 @pytest.mark.only_thorough
 @pytest.mark.fault("27 two trainers on one folder")
 def test_a_folder_in_use_is_refused_and_free_after_a_kill(tmp_path):
-    process = at_step(3, RUN, 1, tmp_path)
+    process = at_step(8, RUN, 1, tmp_path)  # one checkpoint is whole, however the next stands
     process.send_signal(signal.SIGSTOP)  # or it may be finished before the second one has started
     result = train(*RUN, folder=tmp_path)
     assert result.returncode == 2

@@ -78,7 +78,7 @@ from training.model import ModelError, build_model, model_config
 from training.nonfinite import MOST_OVERFLOWS_IN_A_ROW, overflow, ways_on
 from training.optimizer import build_optimizer
 from training.progress import Progress, weights_sha256
-from training.records import MetricsLog, write_atomically, write_summary
+from training.records import MetricsLog, goodness, write_atomically, write_summary
 from training.resume import is_branch, read_checkpoint, restore
 from training.run_folder import (
     RunError,
@@ -472,13 +472,9 @@ def main(argv: list[str]) -> None:
                 set_batch_norm_statistics(candidates.values(), statistics)
                 save()
                 raise interrupted()
-            # More right answers; among equals the smaller loss, which tells them apart on a small validation set.
-            weights = max(results, key=lambda name: (results[name].top_1_correct, -results[name].loss))
+            weights = max(results, key=lambda name: goodness(results[name].to_dict()))
         result = {"weights": weights, "epoch": epochs_done, **results[weights].to_dict()} if results else None
-        is_best = result is not None and (
-            progress.best is None
-            or (result["top_1_correct"], -result["loss"]) > (progress.best["top_1_correct"], -progress.best["loss"])
-        )
+        is_best = result is not None and (progress.best is None or goodness(result) > goodness(progress.best))
         if is_best:
             progress.best = result | {"per_class": results[weights].per_class(splits.class_names)}
             if is_main:

@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from training.display import DATA_WAIT_LIMIT_PERCENT
-from training.records import Record, accuracy_percent, read_metrics, write_atomically
+from training.records import Record, accuracy_percent, goodness, read_metrics, write_atomically
 
 RAW, EMA, BEST, LR, SPEED, ALARM = "tab:blue", "tab:orange", "black", "tab:green", "tab:purple", "tab:red"
 LITERAL_TEXT = {"text.parse_math": False}  # names of runs, models and classes may hold a "$"
@@ -159,13 +159,8 @@ def _draw_accuracy(axes: Axes, epochs: Sequence[Record]) -> None:
 
 
 def best_point(points: Sequence[tuple[Record, float, str]]) -> tuple[Record, float, str]:
-    """The (counts, epoch, name) whose weights train.py keeps: most right answers, and among equals the least loss."""
-
-    def key(point: tuple[Record, float, str]) -> tuple[int, float]:
-        loss = point[0].get("loss")  # null where it was not finite
-        return point[0]["top_1_correct"], -math.inf if loss is None else -loss
-
-    return max(points, key=key)
+    """The (counts, epoch, name) whose weights train.py keeps."""
+    return max(points, key=lambda point: goodness(point[0]))
 
 
 def lr_drawstyle(is_staircase: bool) -> str:

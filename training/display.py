@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from training.records import accuracy_percent
+from training.records import accuracy_percent, goodness
 
 PARTS = ("data", "forward_backward", "optimizer", "evaluation", "saving", "other")
 DATA_WAIT_LIMIT_PERCENT = 20.0
@@ -262,8 +262,9 @@ class TrainingDisplay:
 
 def _row(record: Mapping[str, Any], epochs: int, is_best: bool) -> list[str]:
     raw, ema = accuracy_percent(record["raw"], 1), accuracy_percent(record["ema"], 1)
-    ema_is_better = ema > raw or math.isnan(raw)
-    better = record["ema"] if ema_is_better else record["raw"]
+    evaluated = [counts for counts in (record["raw"], record["ema"]) if counts]
+    better = max(evaluated, key=goodness, default=None)
+    ema_is_better = better is record["ema"]
     return [
         f"{record['epoch']}/{epochs}",
         f"{record['train_loss']:.4f}",

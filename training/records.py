@@ -163,6 +163,13 @@ def accuracy_percent(counts: Mapping[str, Any] | None, k: int) -> float:
 
 
 @errors_name_first_argument
+def goodness(counts: Mapping[str, Any]) -> tuple[int, float]:
+    """What decides between two evaluations, the greater the better: the images that are correct; among equals the
+    smaller loss, which tells them apart on a small validation set. A loss that is not finite, or null, loses."""
+    loss = counts.get("loss")
+    return counts["top_1_correct"], -math.inf if loss is None or not math.isfinite(loss) else -loss
+
+
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace `path` by `data` in one move: a reader, or a run killed here, finds the old file or the new one."""
     path = Path(path)

@@ -236,6 +236,17 @@ def test_each_epoch_is_a_row_under_its_headings():
     assert max(map(len, table)) < 80
 
 
+def test_among_equal_counts_the_smaller_loss_has_the_star():
+    """As in train.py: those weights are the ones in best/."""
+    counts = {"top_1_correct": 300, "top_5_correct": 900, "n": 1000}
+    for raw_loss, ema_loss, row in ((2.5, 2.4, "30.00     30.00* "), (2.4, 2.5, "30.00*    30.00  ")):
+        stream = io.StringIO()
+        display = TrainingDisplay(100, 100, 32, 1, stream=stream)
+        both = {"raw": counts | {"loss": raw_loss}, "ema": counts | {"loss": ema_loss}}
+        display.epoch(epoch_record(1, **both), is_best=True)
+        assert row in stream.getvalue()
+
+
 def test_headings_are_never_more_than_a_screen_away():
     stream = io.StringIO()
     display = TrainingDisplay(10_000, 100, 32, 100, stream=stream)

@@ -5,6 +5,7 @@ subprocesses inherit them.
 """
 
 import json
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -87,3 +88,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(HF_HOME, ignore_errors=True)
+    # A test of an error in a worker leaves the others, and Python waits for them for ever: see end_workers.
+    for worker in multiprocessing.active_children():
+        worker.kill()

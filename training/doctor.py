@@ -23,6 +23,7 @@ from training.config import TrainConfig, available_cores, default_num_workers, p
 from training.data_error import DataError
 from training.decoding import ImageDecodeError
 from training.display import format_speed
+from training.loader_workers import end_workers
 from training.memory import keep_freed_memory
 from training.rates import Rates, measure_rates
 from training.run_folder import RunError, mistakes_as_run_errors
@@ -169,4 +170,7 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     escape_what_stdout_lacks()
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    finally:
+        end_workers()

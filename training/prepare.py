@@ -23,7 +23,7 @@ from training.data_error import DataError
 from training.display import format_duration, format_speed
 from training.environment import environment
 from training.fingerprint import FILE_SIZES, data_fingerprint, file_sizes
-from training.loader_workers import begin_worker
+from training.loader_workers import begin_worker, end_workers
 from training.prepared_copy import PreparedCopy, PrepareError, Shard, plan_shards, require_apart
 from training.shrinking import ShrunkenPictures
 from training.sources import Splits, load_splits
@@ -265,4 +265,7 @@ def _megabytes(size: int) -> str:
 
 if __name__ == "__main__":
     escape_what_stdout_lacks()
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        end_workers()

@@ -95,10 +95,7 @@ def load_splits(
     for split in (train_split or wanted, validation_split):
         if split is not None and split not in splits:
             raise DataError(f"{dataset} has no split {split!r}; its splits are {listed(splits)}")
-    image_column = _find_image_column(dataset, splits[train_split], image_column)
-    label_column = _find_label_column(dataset, splits[train_split], label_column)
-    if image_column == label_column:
-        raise DataError(f"column {image_column!r} of {dataset} cannot hold both the pictures and the labels")
+    image_column, label_column = _find_columns(dataset, splits[train_split], image_column, label_column)
     without_labels = []
     if validation_split is None:
         validation_split, without_labels = _choose_validation(splits, train_split, label_column)
@@ -133,23 +130,33 @@ def load_splits(
         )
         kept, held_out = stratified_holdout(train_ids, validation_fraction, seed)
         if not len(held_out):
-            raise DataError(f"{dataset} has one picture in each class, so that none can be held out for validation")
+            raise DataError(f"{dataset} has one image in each class, so that none can be held out for validation")
         validation, validation_ids = train.select(held_out), train_ids[held_out]
         train, train_ids = train.select(kept), train_ids[kept]
     else:
         evaluated = f"evaluated on its split {validation_split!r}"
         place = f"split {validation_split!r} of {dataset}"
         validation, validation_ids = with_labels_of(names, place, chosen[validation_split], label_column, given_names)
-    absent = []
-    for kind, ids in (("training", train_ids), ("validation", validation_ids)):
-        missing = [names[i] for i in np.flatnonzero(np.bincount(ids, minlength=len(names)) == 0)]
-        if missing:
-            absent.append(f"no {kind} pictures of {listed(missing)}")
+    absent = [*_absent("training", train_ids, names), *_absent("validation", validation_ids, names)]
     description = (
         f"{dataset}: {len(train):,} training and {len(validation):,} validation pictures, {len(names)} classes; "
         + "; ".join([evaluated, *absent, *notes])
     )
     return Splits(train, validation, names, image_column, label_column, description, found.num_other_files)
+
+
+def _find_columns(dataset: str, split: Split, image_column: str | None, label_column: str | None) -> tuple[str, str]:
+    image_column = _find_image_column(dataset, split, image_column)
+    label_column = _find_label_column(dataset, split, label_column)
+    if image_column == label_column:
+        raise DataError(f"column {image_column!r} of {dataset} cannot hold both the pictures and the labels")
+    return image_column, label_column
+
+
+def _absent(kind: str, ids: np.ndarray, names: list[str]) -> list[str]:
+    """A note on classes without samples in a split, if there are any."""
+    missing = [names[index] for index in np.flatnonzero(np.bincount(ids, minlength=len(names)) == 0)]
+    return [f"no {kind} pictures of {listed(missing)}"] if missing else []
 
 
 def _choose_validation(splits: dict[str, Split], train_split: str, label_column: str) -> tuple[str | None, list[str]]:

@@ -249,7 +249,7 @@ def test_folder_of_metadata_with_labels_is_read(tmp_path):
         ),
         (
             ["ant/1.jpg", "bee/1.jpg"],
-            "{} has one picture in each class, so that none can be held out for validation",
+            "{} has one image in each class, so that none can be held out for validation",
         ),
     ],
 )

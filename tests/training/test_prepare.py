@@ -342,3 +342,19 @@ def test_schema_of_a_shard_is_read_by_arrow_alone(photos, tmp_path):
     table = pq.read_table(tmp_path / "copy" / "train-00000-of-00001.parquet")
     assert table.column("image").type.equals(datasets.Image().pa_type)
     assert table.column("label").null_count == 0
+
+
+def test_an_error_of_its_own_ends_the_command_although_workers_ignore_signals(photos, tmp_path):
+    """They are ended; Python would wait for them for ever."""
+    script = tmp_path / "broken.py"
+    script.write_text(
+        "import runpy, sys, tqdm\n"
+        "def broken(self, n=1): raise RuntimeError('a defect')\n"
+        "tqdm.tqdm.update = broken\n"
+        "runpy.run_module('training.prepare', run_name='__main__')\n"
+    )
+    command = [sys.executable, script, "--dataset", photos, "--output", tmp_path / "copy", "--num_workers", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.endswith("RuntimeError: a defect\n")

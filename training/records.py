@@ -162,7 +162,6 @@ def accuracy_percent(counts: Mapping[str, Any] | None, k: int) -> float:
     return 100.0 * counts[f"top_{k}_correct"] / counts["n"] if counts else math.nan
 
 
-@errors_name_first_argument
 def goodness(counts: Mapping[str, Any]) -> tuple[int, float]:
     """What decides between two evaluations, the greater the better: the images that are correct; among equals the
     smaller loss, which tells them apart on a small validation set. A loss that is not finite, or null, loses."""
@@ -170,6 +169,7 @@ def goodness(counts: Mapping[str, Any]) -> tuple[int, float]:
     return counts["top_1_correct"], -math.inf if loss is None or not math.isfinite(loss) else -loss
 
 
+@errors_name_first_argument
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Replace `path` by `data` in one move: a reader, or a run killed here, finds the old file or the new one."""
     path = Path(path)

@@ -21,13 +21,13 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from convert_checkpoint import COUNTER, Checkpoint, ConversionError
-from convert_mindspore import read_mindspore
-from convert_pytorch import is_model_folder, read_pickled, read_safetensors
+from conversion.checkpoint import COUNTER, Checkpoint, ConversionError
+from conversion.mindspore import read_mindspore
+from conversion.pytorch import is_model_folder, read_pickled, read_safetensors
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
-from training.class_names import read_class_names
-from training.data_error import DataError
-from training.terminal import escape_what_stdout_lacks
+from training.data.class_names import read_class_names
+from training.errors import DataError
+from training.system.terminal import escape_what_stdout_lacks
 
 WEIGHTS_FILE = "model.safetensors"
 MAX_NAMED_TENSORS = 3  # in an error

@@ -23,20 +23,20 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from training.arguments import fraction, input_file, nonempty, output_file, whole_number
-from training.config import FIELDS, default_num_workers
-from training.data import build_dataset, build_eval_loader
-from training.data_error import DataError
-from training.decoding import ImageDecodeError
-from training.device_transforms import DeviceTransform
-from training.evaluation import EvaluationResult, evaluate
-from training.loader_workers import end_workers
-from training.memory import keep_freed_memory
-from training.model import ModelError, head_rows, load_saved_model, loading_errors
-from training.preprocessing import Preprocessing, read_processor
-from training.records import write_summary
-from training.sources import Splits, is_folder_of_classes, load_splits, num_samples
-from training.terminal import escape_what_stdout_lacks
+from training.config.arguments import fraction, input_file, nonempty, output_file, whole_number
+from training.config.train_config import FIELDS, default_num_workers
+from training.data.decoding import ImageDecodeError
+from training.data.sources import Splits, is_folder_of_classes, load_splits, num_samples
+from training.errors import DataError
+from training.evaluation.evaluate import EvaluationResult, evaluate
+from training.loading.loaders import build_dataset, build_eval_loader
+from training.loading.workers import end_workers
+from training.modeling.build import ModelError, head_rows, load_saved_model, loading_errors
+from training.reporting.metrics import write_summary
+from training.system.memory import keep_freed_memory
+from training.system.terminal import escape_what_stdout_lacks
+from training.transforms.device_transforms import DeviceTransform
+from training.transforms.preprocessing import Preprocessing, read_processor
 
 HELD_OUT = FIELDS["validation_fraction"].default  # share of each class
 
@@ -68,8 +68,7 @@ def load_model(name: str, device: torch.device) -> Model:
     """Loads a folder or a Hub id, in float32 whatever its weights are stored in.
 
     Raises:
-        ModelError: see `training.model.load_saved_model` and `training.preprocessing.read_processor`; or the model
-            has no head.
+        ModelError: see `load_saved_model` and `read_processor`; or the model has no head.
     """
     saved = load_saved_model(name)
     if saved.headless:
@@ -95,15 +94,15 @@ class Reordered(nn.Module):
 
 
 def with_classes_of(class_names: list[str], model: Model) -> Model:
-    """The model with its labels in the order of the data set's classes, and those that the data set lacks behind them.
+    """The model with its labels in the order of the dataset's classes, and those that the dataset lacks behind them.
 
     Raises:
-        ModelError: the data set has classes that the model does not know, or knows twice.
+        ModelError: the dataset has classes that the model does not know, or knows twice.
     """
     rows = head_rows(class_names, model.labels)
     if unknown := [name for name, row in zip(class_names, rows, strict=True) if row is None]:
         raise ModelError(
-            f"the data set's classes are not those of {model.name}: {len(unknown)} of {len(class_names)}, such as "
+            f"the dataset's classes are not those of {model.name}: {len(unknown)} of {len(class_names)}, such as "
             f"{unknown[0]!r}, are none of the model's {len(model.labels)}, such as {model.labels[0]!r}"
         )
     counts = Counter(normalize("NFC", label) for label in model.labels)
@@ -135,10 +134,10 @@ def _example(labels: list[str], class_names: list[str]) -> str:
 
 
 def load_data(options: argparse.Namespace) -> Splits:
-    """The data set, with the split to evaluate as its `validation`.
+    """The dataset, with the split to evaluate as its `validation`.
 
     Raises:
-        DataError: see `training.sources.load_splits`; or a split is named that a folder of class folders cannot have.
+        DataError: see `load_splits`; or a split is named that a folder of class folders cannot have.
     """
     arguments = {
         "name": options.dataset_name,
@@ -163,7 +162,7 @@ def load_data(options: argparse.Namespace) -> Splits:
                 "or evaluate what train.py holds out by --validation_fraction"
             )
         what, remark = options.split, ""
-    size = f"{num_samples(data.validation):,} pictures, {len(data.class_names)} classes"
+    size = f"{num_samples(data.validation):,} images, {len(data.class_names)} classes"
     return dataclasses.replace(data, description=f"{options.dataset}, {what}: {size}{remark}")
 
 
@@ -305,7 +304,7 @@ def write_results(
         write_summary(options.json, summary(evaluated, data, options, accelerator))
     if options.confusion:
         # Here, because matplotlib takes a second to import.
-        from training.confusion import Panel, save_confusion
+        from training.evaluation.confusion import Panel, save_confusion
 
         save_confusion([Panel(one.model.name, one.result, one.model.labels) for one in evaluated], options.confusion)
 
@@ -339,7 +338,7 @@ def build_parser() -> Parser:
     )
     data = parser.add_argument_group("data, as for train.py")
     data.add_argument(
-        "--dataset", type=nonempty, required=True, help="Hub id, folder of pictures or of Parquet files, or digits"
+        "--dataset", type=nonempty, required=True, help="Hub id, folder of images or of Parquet files, or digits"
     )
     part = data.add_mutually_exclusive_group()
     part.add_argument(
@@ -356,10 +355,10 @@ def build_parser() -> Parser:
         f"default: {HELD_OUT:g}); for a folder of class folders, which is evaluated whole otherwise",
     )
     data.add_argument(
-        "--dataset_name", type=nonempty, metavar="NAME", help="configuration of a Hub data set that has several"
+        "--dataset_name", type=nonempty, metavar="NAME", help="configuration of a Hub dataset that has several"
     )
     data.add_argument(
-        "--image_column", type=nonempty, metavar="NAME", help="column of the pictures; unset: found by type"
+        "--image_column", type=nonempty, metavar="NAME", help="column of the images; unset: found by type"
     )
     data.add_argument(
         "--label_column", type=nonempty, metavar="NAME", help="column of the labels; unset: found by type"
@@ -367,7 +366,7 @@ def build_parser() -> Parser:
     data.add_argument(
         "--class_names", type=input_file, metavar="FILE", help="a class name per line, for labels that are integers"
     )
-    data.add_argument("--streaming", action="store_true", help="read a Hub data set without storing it")
+    data.add_argument("--streaming", action="store_true", help="read a Hub dataset without storing it")
     running = parser.add_argument_group("running")
     running.add_argument(
         "--batch_size", type=whole_number(1), default=64, metavar="N", help="images (default: %(default)s)"

@@ -2,7 +2,7 @@
 Train a TinyNet, from scratch or from saved weights, on one process or many.
 
     accelerate launch train.py --recipe configuration/quickstart.yaml
-    accelerate launch train.py --recipe configuration/finetune.yaml --model timm/tinynet_a.in1k --dataset pictures
+    accelerate launch train.py --recipe configuration/finetune.yaml --model timm/tinynet_a.in1k --dataset photos
     accelerate launch --config_file configuration/accelerate/eight_gpus.yaml train.py \
         --recipe configuration/tinynet_c.yaml --dataset ILSVRC/imagenet-1k
 
@@ -12,11 +12,11 @@ then 75.
 
 One unit: the optimizer step. Nothing random has a state: the order of the samples is a function of (seed, epoch), the
 augmentation of a sample of (seed, epoch, index), dropout of (seed, step, rank), the learning rate of the step. What a
-checkpoint holds is model, optimizer, moving average and progress, and nothing else is needed to go on.
+checkpoint holds is model, optimizer, EMA and progress, and nothing else is needed to continue.
 """
 
 if __name__ == "__main__":  # before the other imports, which take ten seconds, in which a launcher may be killed
-    from training.interruption import end_with_launcher
+    from training.system.interruption import end_with_launcher
 
     end_with_launcher()
 
@@ -40,47 +40,40 @@ from accelerate.utils import broadcast_object_list, gather_object
 from hub_card.push import check_rights, publish_run
 from hub_card.run import PublishError
 from modeling_tinynet import TinyNetImageProcessor, __version__
-from training.accelerator import build_accelerator
-from training.agreement import GO_ON, SAVE, STOP, agree, peer_lost
-from training.augmentation import EvalTransform, TrainTransform
-from training.batch_norm import (
+from training.config.train_config import default_num_workers, parse_config, skip_limit
+from training.data.decoding import ImageDecodeError
+from training.data.fingerprint import FILE_SIZES, data_fingerprint, file_sizes
+from training.data.sources import load_splits, num_samples
+from training.doctor.diagnosis import diagnose
+from training.engine.accelerator import build_accelerator
+from training.engine.agreement import GO_ON, SAVE, STOP, agree, peer_lost
+from training.engine.long_steps import LongSteps
+from training.engine.nonfinite import MOST_OVERFLOWS_IN_A_ROW, overflow, ways_on
+from training.errors import DataError
+from training.evaluation.evaluate import evaluate
+from training.explain import explain_run, lr_schedule, warmup_remark
+from training.loading.loaders import build_dataset, build_eval_loader, build_train_loader
+from training.loading.samples import LabelError
+from training.loading.sampling import TrainingPlan
+from training.loading.streaming import EmptyStreamError, StreamPositions
+from training.loading.workers import batches_in_time, end_workers, workers_lost
+from training.modeling.batch_norm import (
     average_batch_norm_statistics,
     batch_norm_statistics,
     check_batch_size,
     set_batch_norm_statistics,
 )
-from training.checkpoint import CheckpointError, optimizer_tensors, save_checkpoint
-from training.compiler_cache import (
-    distrust_compiler_cache,
-    name_compiler_cache,
-    remove_compiler_cache,
-    use_compiler_cache,
-)
-from training.config import default_num_workers, parse_config, skip_limit
-from training.curves import save_curves
-from training.data import build_dataset, build_eval_loader, build_train_loader
-from training.data_error import DataError
-from training.decoding import ImageDecodeError
-from training.device_transforms import DeviceTransform
-from training.display import StepTimer, TrainingDisplay
-from training.doctor import diagnose
-from training.ema import ExponentialMovingAverage
-from training.environment import environment, machine
-from training.evaluation import evaluate
-from training.explain import explain_run, lr_schedule, warmup_remark
-from training.fingerprint import FILE_SIZES, data_fingerprint, file_sizes
-from training.interruption import EXIT_CODE, Interrupted, Interruption
-from training.loader_workers import batches_in_time, end_workers, workers_lost
-from training.long_steps import LongSteps
-from training.loss import smoothed_targets, soft_cross_entropy
-from training.memory import keep_freed_memory
-from training.model import ModelError, build_model, model_config
-from training.nonfinite import MOST_OVERFLOWS_IN_A_ROW, overflow, ways_on
-from training.optimizer import build_optimizer
-from training.progress import Progress, weights_sha256
-from training.records import MetricsLog, goodness, write_atomically, write_summary
-from training.resume import is_branch, read_checkpoint, restore
-from training.run_folder import (
+from training.modeling.build import ModelError, build_model, model_config
+from training.modeling.ema import ExponentialMovingAverage
+from training.optim.loss import smoothed_targets, soft_cross_entropy
+from training.optim.optimizer import build_optimizer
+from training.reporting.console import StepTimer, TrainingDisplay
+from training.reporting.curves import save_curves
+from training.reporting.metrics import MetricsLog, goodness, write_atomically, write_summary
+from training.run.checkpoint import CheckpointError, optimizer_tensors, save_checkpoint
+from training.run.progress import Progress, weights_sha256
+from training.run.resume import is_branch, read_checkpoint, restore
+from training.run.run_folder import (
     RunError,
     default_run_name,
     mistakes_as_run_errors,
@@ -89,14 +82,21 @@ from training.run_folder import (
     save_model_folder,
     set_summary_aside,
 )
-from training.run_lock import RunFolderInUse, RunLock
-from training.same_run import check_same_run
-from training.samples import LabelError
-from training.sampling import TrainingPlan
-from training.save_schedule import SaveSchedule
-from training.sources import load_splits, num_samples
-from training.streaming import EmptyStreamError, StreamPositions
-from training.terminal import escape_what_stdout_lacks
+from training.run.run_lock import RunFolderInUse, RunLock
+from training.run.same_run import check_same_run
+from training.run.save_schedule import SaveSchedule
+from training.system.compiler_cache import (
+    distrust_compiler_cache,
+    name_compiler_cache,
+    remove_compiler_cache,
+    use_compiler_cache,
+)
+from training.system.environment import environment, machine
+from training.system.interruption import EXIT_CODE, Interrupted, Interruption
+from training.system.memory import keep_freed_memory
+from training.system.terminal import escape_what_stdout_lacks
+from training.transforms.augmentation import EvalTransform, TrainTransform
+from training.transforms.device_transforms import DeviceTransform
 
 
 def main(argv: list[str]) -> None:
@@ -142,9 +142,9 @@ def main(argv: list[str]) -> None:
     total_steps = config.epochs * plan.steps_per_epoch
     if command_line.doctor:
         # Of all ranks at once, as they will train.
-        picture = diagnose(config, splits, plan, device=device, rank=rank, seconds=command_line.doctor)
+        diagnosis = diagnose(config, splits, plan, device=device, rank=rank, seconds=command_line.doctor)
         if is_main:
-            print(picture, flush=True)
+            print(diagnosis, flush=True)
 
     # 4. Model.
     with mistakes_as_run_errors():
@@ -158,12 +158,12 @@ def main(argv: list[str]) -> None:
     network = network.to(device, memory_format=memory_format)
     processor = TinyNetImageProcessor.from_config(network_config)
 
-    # 5. Optimizer, learning rate, moving average.
+    # 5. Optimizer, learning rate, EMA.
     optimizer = build_optimizer(network, **config.update())
     learning_rate = lr_schedule(config, plan.steps_per_epoch)
     ema = ExponentialMovingAverage(network, config.ema_decay) if config.ema_decay else None
 
-    # 6. Begin, or go on: rank 0 chooses the checkpoint, and every rank reads it.
+    # 6. Begin, or continue: rank 0 chooses the checkpoint, and every rank reads it.
     choice = [None, None]
     if is_main:
         try:
@@ -219,7 +219,7 @@ def main(argv: list[str]) -> None:
     if accelerator.scaler is not None and state.get("scaler"):  # a branch may come from another precision
         accelerator.scaler.load_state_dict(state["scaler"])
 
-    # 7. Loaders. Workers make uint8 pictures; what can be done for a whole batch is done on the device.
+    # 7. Loaders. Workers make uint8 images; what can be done for a whole batch is done on the device.
     num_workers = config.num_workers
     if num_workers is None:
         num_workers = default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -287,7 +287,7 @@ def main(argv: list[str]) -> None:
             f"{config.precision}, {num_workers} loader workers each"
         )
         origin = checkpoint.name if checkpoint and not is_branch(checkpoint, run_folder) else checkpoint
-        display.message(f"{run_folder}: " + (f"going on from {origin}" if checkpoint else "a new run"))
+        display.message(f"{run_folder}: " + (f"resuming from {origin}" if checkpoint else "a new run"))
         for change in changes:
             display.message(f"changed: {change}")
         if positions and checkpoint and not positions.is_exact:
@@ -388,7 +388,7 @@ def main(argv: list[str]) -> None:
             progress.epoch_replaced += int(sum(agreed.replaced))
             if progress.epoch_replaced > most_replaced:
                 raise RunError(
-                    f"{progress.epoch_replaced} pictures of epoch {epoch + 1} cannot be decoded, more than "
+                    f"{progress.epoch_replaced} images of epoch {epoch + 1} cannot be decoded, more than "
                     f"--on_bad_image {config.on_bad_image} allows; "
                     f"python -m training.audit --dataset {config.dataset} lists them"
                 )
@@ -451,7 +451,7 @@ def main(argv: list[str]) -> None:
             if not progress.epoch_end_due:
                 continue
 
-        # 10. The end of an epoch: evaluate raw weights and moving average in one pass, keep the best, save.
+        # 10. The end of an epoch: evaluate raw weights and EMA in one pass, keep the best, save.
         epochs_done, is_finished = step // plan.steps_per_epoch, step >= total_steps
         candidates = {"raw": network} | ({"ema": ema.model} if ema else {})
         statistics = batch_norm_statistics(candidates.values())
@@ -498,7 +498,7 @@ def main(argv: list[str]) -> None:
         }
         if progress.epoch_replaced:
             display.message(
-                f"epoch {epochs_done}: {progress.epoch_replaced} pictures that cannot be decoded were replaced"
+                f"epoch {epochs_done}: {progress.epoch_replaced} images that cannot be decoded were replaced"
             )
         epoch_seconds, epoch_started_at = timer.seconds(), time.perf_counter()
         progress.begin_epoch()
@@ -578,7 +578,7 @@ def run(argv: list[str]) -> int:
     except OSError as failure:
         if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        print(f"error: {failure}; what the run has saved is intact, and the same command goes on", file=sys.stderr)
+        print(f"error: {failure}; what the run has saved is intact, and the same command resumes", file=sys.stderr)
         return 2
     except RuntimeError as failure:
         if lost := peer_lost(failure):

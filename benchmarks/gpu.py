@@ -6,9 +6,9 @@ What needs a GPU, in one command of at most ten minutes without network: the tes
     python -m benchmarks.gpu --device cpu --dry_run     # every path with tiny shapes; the numbers mean nothing
 
 Speed is that of a training step on random uint8 images that already lie on the GPU: colour jitter and normalisation,
-forward in bf16 and channels-last, smoothed cross-entropy, backward, RMSProp, moving average. Here: this package's
-network, `training.optimizer` and `training.ema`. timm: its network, its RMSpropTF as its own factory builds it, and
-ModelEmaV3 with its defaults. Both begin with the same weights and share images, transform and loss.
+forward in bf16 and channels-last, smoothed cross-entropy, backward, RMSProp, EMA. Here: this package's
+network, optimizer and EMA. timm: its network, its RMSpropTF as its own factory builds it, and ModelEmaV3 with its
+defaults. Both begin with the same weights and share images, transform and loss.
 
 The two take turns, the order swapped at each round; a round is as many steps as fill half a second here, and ends when
 the GPU has finished. The ratio is the median over rounds of timm's time to ours, above 1 where ours is faster. CUDA
@@ -43,13 +43,13 @@ from torch import Tensor, nn
 
 from benchmarks.timing import interleaved, median_ratio
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
-from training.config import TrainConfig
-from training.device_transforms import DeviceTransform
-from training.ema import ExponentialMovingAverage
-from training.environment import environment
-from training.loss import smoothed_targets, soft_cross_entropy
-from training.optimizer import build_optimizer
-from training.records import write_summary
+from training.config.train_config import TrainConfig
+from training.modeling.ema import ExponentialMovingAverage
+from training.optim.loss import smoothed_targets, soft_cross_entropy
+from training.optim.optimizer import build_optimizer
+from training.reporting.metrics import write_summary
+from training.system.environment import environment
+from training.transforms.device_transforms import DeviceTransform
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = TrainConfig()

@@ -1,5 +1,5 @@
 """
-Training pictures a second beside timm's loader and the transform of transformers' example, on photographs as JPEG.
+Training images per second beside timm's loader and the transform of transformers' example, on photographs as JPEG.
 
     python -m benchmarks.input --output benchmarks/results/input.json --plot docs/input.png
 
@@ -11,12 +11,12 @@ size: 500 x 375 pixels or upright, at most 120 KB.
 
 - timm: `timm.data.create_loader` with bicubic resizing. It normalises on the device, here the processor.
 - transformers: the transform of its example for image classification (bilinear), with ColorJitter, which it lacks.
-- here: the trainer's own data set, transforms and loader, with jitter and normalisation on the device, the processor.
+- here: the trainer's own dataset, transforms and loader, with jitter and normalisation on the device, the processor.
 - prepared: the same on a copy by `python -m training.prepare --shorter_side 256`.
 
 One process: on one thread, which is what a core can do. With workers: the whole loader, the training process waiting
 for it. Evaluation: timm's transform and ours, one process. And how near decoding, cropping, resizing and flipping come
-to decoding alone, which is the limit of them all: encoded pictures in memory, one thread.
+to decoding alone, which is the limit of them all: encoded images in memory, one thread.
 
 All take turns of some seconds, the order swapped at each round. Figures are medians over rounds, ratios medians of the
 ratios within a round: above 1 where reading is faster here. What loader workers have made before their turn does not
@@ -48,26 +48,26 @@ from torch.utils.data import DataLoader
 from benchmarks.input_plot import save_plot
 from modeling_tinynet import TinyNetConfig
 from tests.photos import PHOTOS
-from training import prepare
-from training.augmentation import EvalTransform, TrainTransform
-from training.config import TrainConfig
-from training.data import build_dataset, build_eval_loader, build_train_loader
-from training.decoding import decode_rgb
-from training.device_transforms import DeviceTransform
-from training.environment import environment
-from training.sampling import TrainingPlan
-from training.sources import Splits, load_splits
+from training.config.train_config import TrainConfig
+from training.data.decoding import decode_rgb
+from training.data.sources import Splits, load_splits
+from training.loading.loaders import build_dataset, build_eval_loader, build_train_loader
+from training.loading.sampling import TrainingPlan
+from training.prepare import prepare
+from training.system.environment import environment
+from training.transforms.augmentation import EvalTransform, TrainTransform
+from training.transforms.device_transforms import DeviceTransform
 
 PUBLISHED = TrainConfig()
 SETTLING_S = 1.0  # until loader workers of the turn before have filled their queues
 MODELS = {192: "tinynet_a", 106: "tinynet_e"}
-LONG, SHORT = 500, 375  # pixels, the commonest size of ImageNet-1k's pictures
+LONG, SHORT = 500, 375  # pixels, the commonest size of ImageNet-1k's images
 QUALITIES, MOST_BYTES = (98, 96, 94, 92, 90, 85), 120_000
 PREPARED_SIDE = 256
 PREFETCHED = 2  # batches that each worker of torch's loader holds ready
-LONG_EPOCH = 200_000  # pictures: nobody comes to an end of it, where loaders pause
+LONG_EPOCH = 200_000  # images: nobody comes to an end of it, where loaders pause
 
-Turn = Callable[[float], float]  # seconds to images a second
+Turn = Callable[[float], float]  # seconds to images per second
 Batches = Iterator[Any]
 
 
@@ -75,19 +75,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
-    parser.add_argument("--pictures", type=int, default=600)
+    parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, nargs="*", default=[1, 2], help="beside one process")
     parser.add_argument("--image_sizes", type=int, nargs="*", default=list(MODELS), choices=MODELS)
     parser.add_argument("--output", type=Path, help="JSON file for the results, such as benchmarks/results/input.json")
-    parser.add_argument("--plot", type=Path, help="PNG file for a picture of them, such as docs/input.png")
+    parser.add_argument("--plot", type=Path, help="PNG file for an image of them, such as docs/input.png")
     options = parser.parse_args()
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        sizes = write_photos(folder / "photos", options.pictures)
+        sizes = write_photos(folder / "photos", options.images)
         command = ["--dataset", folder / "photos", "--output", folder / "copy", "--shorter_side", PREPARED_SIDE]
         with contextlib.redirect_stdout(sys.stderr):
             prepare.main([*map(str, command), "--resize_validation"])
@@ -96,8 +96,8 @@ def main() -> None:
 
     report = {
         "environment": environment(),
-        **{name: getattr(options, name) for name in ("rounds", "seconds", "pictures", "batch_size")},
-        "mean_picture_bytes": statistics.mean(sizes),
+        **{name: getattr(options, name) for name in ("rounds", "seconds", "images", "batch_size")},
+        "mean_image_bytes": statistics.mean(sizes),
         "prepared_side": PREPARED_SIDE,
         "results": [
             {name: value for name, value in group.items() if name != "turns"} | figures(by_round)
@@ -128,7 +128,7 @@ def write_photos(root: Path, count: int) -> list[int]:
 
 
 def encoded_window(photo: Image.Image, random: np.random.Generator) -> bytes:
-    """A random window in the size of ImageNet's pictures, as JPEG of the best quality that is not too large."""
+    """A random window in the size of ImageNet's images, as JPEG of the best quality that is not too large."""
     width, height = (LONG, SHORT) if random.random() < 0.75 else (SHORT, LONG)
     scale = min(photo.width / width, photo.height / height) * random.uniform(0.6, 1)
     window_width, window_height = int(width * scale), int(height * scale)
@@ -174,8 +174,8 @@ def contests(folder: Path, image_size: int, options: argparse.Namespace) -> list
     ]
     transform = TrainTransform(image_size)
     turns = {
-        "decoding": picture_turn(encoded, lambda data, index: simplejpeg.decode_jpeg(data, "RGB")),
-        "here": picture_turn(encoded, lambda data, index: transform(decode_rgb(data), (0, 0, index))),
+        "decoding": image_turn(encoded, lambda data, index: simplejpeg.decode_jpeg(data, "RGB")),
+        "here": image_turn(encoded, lambda data, index: transform(decode_rgb(data), (0, 0, index))),
     }
     groups.append({"what": "decoding", "image_size": image_size, "num_workers": 0, "turns": turns})
     return groups
@@ -287,13 +287,13 @@ def batch_turn(batches: Batches, prefetched: int, batch_size: int) -> Turn:
     return turn
 
 
-def picture_turn(encoded: list[bytes], call: Callable[[bytes, int], Any]) -> Turn:
-    pictures = itertools.cycle(enumerate(encoded))
+def image_turn(encoded: list[bytes], call: Callable[[bytes, int], Any]) -> Turn:
+    images = itertools.cycle(enumerate(encoded))
 
     def turn(seconds: float) -> float:
         started_at = time.perf_counter()
         for count in itertools.count(1):
-            index, data = next(pictures)
+            index, data = next(images)
             call(data, index)
             elapsed = time.perf_counter() - started_at
             if elapsed >= seconds:
@@ -303,7 +303,7 @@ def picture_turn(encoded: list[bytes], call: Callable[[bytes, int], Any]) -> Tur
 
 
 def take_turns(groups: list[dict[str, Turn]], options: argparse.Namespace) -> list[dict[str, list[float]]]:
-    """Images a second of each turn by round, after one round to warm up. A group's turns follow each other."""
+    """Images per second of each turn by round, after one round to warm up. A group's turns follow each other."""
     rates: list[dict[str, list[float]]] = [{name: [] for name in group} for group in groups]
     for round_number in range(options.rounds + 1):
         for group, by_round in zip(groups, rates, strict=True):

@@ -7,14 +7,14 @@ import matplotlib.style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from training.curves import STYLE, write_png
+from training.reporting.curves import STYLE, write_png
 
 BARS = {"transformers": "tab:gray", "timm": "tab:blue", "here": "tab:green", "prepared": "tab:olive"}
 NAMES = {"transformers": "transformers' example", "prepared": "here, prepared copy"}
 
 
 def save_plot(report: dict[str, Any], path: Path) -> None:
-    """Training pictures a second of everybody, by image size and number of workers: 1200 x 600 pixels."""
+    """Training images per second of everybody, by image size and number of workers: 1200 x 600 pixels."""
     rows = [row for row in report["results"] if row["what"] == "training"]
     limits = {
         row["image_size"]: row["images_per_s"]["decoding"] for row in report["results"] if row["what"] == "decoding"

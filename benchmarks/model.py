@@ -22,7 +22,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from benchmarks.timing import interleaved, median_ratio
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
-from training.environment import environment
+from training.system.environment import environment
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """
-The optimizer's step and the moving average's update beside timm's, in one interleaved run.
+The optimizer's step and the EMA's update beside timm's, in one interleaved run.
 
     python -m benchmarks.optimizer                    # TinyNet-A, CPU
     python -m benchmarks.optimizer --variants tinynet_a tinynet_e --rounds 300
 
-Here: `training.optimizer` and `training.ema`. timm: its RMSpropTF, as its own factory builds it, and ModelEmaV3 with
-its default, foreach. On a CPU timm's RMSpropTF goes through the parameters one by one unless it is told
+Here: the optimizer and the EMA of this package. timm: its RMSpropTF, as its own factory builds it, and ModelEmaV3
+with its default, foreach. On a CPU timm's RMSpropTF goes through the parameters one by one unless it is told
 `foreach=True`: both ways are measured, and `ratio` is to the faster of them. All have the published values, the same
 groups, the same first weights and, at each call, the same gradients. The calls take turns, the order swapped at each
 round; a ratio is the median over rounds of timm's time to ours, above 1 where ours is faster. All must end with the
@@ -27,10 +27,10 @@ from torch import nn
 
 from benchmarks.timing import interleaved, median_ratio
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
-from training.config import TrainConfig
-from training.ema import ExponentialMovingAverage
-from training.environment import environment
-from training.optimizer import build_optimizer
+from training.config.train_config import TrainConfig
+from training.modeling.ema import ExponentialMovingAverage
+from training.optim.optimizer import build_optimizer
+from training.system.environment import environment
 
 PUBLISHED = TrainConfig()
 

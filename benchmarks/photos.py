@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.photos import PHOTOS, write_photo_folder
-from training.environment import environment
-from training.records import read_metrics
+from training.reporting.metrics import read_metrics
+from training.system.environment import environment
 
 ROOT = Path(__file__).parents[1]
 

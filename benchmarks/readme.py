@@ -106,9 +106,7 @@ def optimizer_table() -> str:
         for row in report["results"]
     ]
     head = ("TinyNet-A", "timm", "timm, foreach", "here", "timm / here")
-    note = (
-        f"RMSProp and moving average, medians of {report['rounds']} interleaved rounds on {report['threads']} threads."
-    )
+    note = f"RMSProp and EMA, medians of {report['rounds']} interleaved rounds on {report['threads']} threads."
     return f"{table(head, rows)}\n\n{note} {origin(report['environment'])}"
 
 
@@ -160,12 +158,12 @@ def input_table() -> str:
         "prepared copy",
     )
     note = (
-        f"JPEG files of 500 x 375 px and {report['mean_picture_bytes'] / 1e3:.0f} KB to normalised batches, all with "
+        f"JPEG files of 500 x 375 px and {report['mean_image_bytes'] / 1e3:.0f} KB to normalised batches, all with "
         "colour jitter, here on the device and counted; a process has one thread; prepared copies have a shorter side "
         f"of {report['prepared_side']} px. Medians of {report['rounds']} interleaved rounds."
     )
-    picture = "![Training images a second by loader, image size and number of workers](docs/input.png)"
-    return f"{picture}\n\n{table(head, rows)}\n\n{note} {origin(report['environment'])}"
+    plot = "![Training images per second by loader, image size and number of workers](docs/input.png)"
+    return f"{plot}\n\n{table(head, rows)}\n\n{note} {origin(report['environment'])}"
 
 
 def streaming_text() -> str:
@@ -189,7 +187,7 @@ def scale_text() -> str:
         memory["peak"] for row in report["results"] for memory in (row["memory_mb"], *row["memory_mb_of_workers"])
     ]
     text = (
-        f"With {report['pictures']:,} tiny pictures in {report['classes']:,} classes, a run comes to its first batch "
+        f"With {report['images']:,} tiny images in {report['classes']:,} classes, a run comes to its first batch "
         f"in {starts}, {again['tree']['seconds_by_part']['imports']:.0f} s of it for Python's imports; no process "
         f"takes more than {max(peaks) / 1000:.1f} GB."
     )

@@ -1,5 +1,5 @@
 """
-How long training stands still for a checkpoint: model, moving average and optimizer, with checksums, forced to disk.
+How long training stands still for a checkpoint: model, EMA and optimizer, with checksums, forced to disk.
 
     python -m benchmarks.saving --folder runs            # TinyNet-A, on the disk of that folder
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
-from training.checkpoint import optimizer_tensors, save_checkpoint
-from training.config import TrainConfig
-from training.ema import ExponentialMovingAverage
-from training.environment import environment
-from training.optimizer import build_optimizer
+from training.config.train_config import TrainConfig
+from training.modeling.ema import ExponentialMovingAverage
+from training.optim.optimizer import build_optimizer
+from training.run.checkpoint import optimizer_tensors, save_checkpoint
+from training.system.environment import environment
 
 INTERVAL_S = 600  # train.py's default
 

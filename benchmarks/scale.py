@@ -1,9 +1,9 @@
 """
-Start-up and memory with as many pictures as ImageNet-1k has.
+Start-up and memory with as many images as ImageNet-1k has.
 
     python -m benchmarks.scale --output benchmarks/results/scale.json      # some minutes, 3 GB of disk
 
-Makes two data sets of 1,281,167 tiny JPEGs in 1,000 classes: rows of Parquet, and a tree of files (hard links to one
+Makes two datasets of 1,281,167 tiny JPEGs in 1,000 classes: rows of Parquet, and a tree of files (hard links to one
 for each class). Then a process of its own does with each what train.py does before its first step: finds and checks
 the splits, takes the fingerprints, starts loader workers and waits for their first batch; twice, because `datasets`
 turns Parquet into its cache the first time. Counted are the seconds from the start of Python, and the peak of each
@@ -31,23 +31,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from training.augmentation import EvalTransform, TrainTransform
-from training.data import build_dataset, build_eval_loader, build_train_loader
-from training.environment import environment
-from training.fingerprint import data_fingerprint, file_sizes
-from training.sampling import TrainingPlan
-from training.sources import IMAGENET_COUNTS, load_splits
+from training.data.fingerprint import data_fingerprint, file_sizes
+from training.data.sources import IMAGENET_COUNTS, load_splits
+from training.loading.loaders import build_dataset, build_eval_loader, build_train_loader
+from training.loading.sampling import TrainingPlan
+from training.system.environment import environment
+from training.transforms.augmentation import EvalTransform, TrainTransform
 
 START = "start"  # first argument of the processes that this script starts
 NUM_CLASSES = 1000
 SHARD = 20_000
-DIFFERENT = 500  # tiny pictures, used again and again
+DIFFERENT = 500  # tiny images, used again and again
 BATCH_SIZE = 256
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=IMAGENET_COUNTS["train"])
+    parser.add_argument("--images", type=int, default=IMAGENET_COUNTS["train"])
     parser.add_argument("--classes", type=int, default=NUM_CLASSES)
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--kinds", nargs="*", choices=MAKERS, default=list(MAKERS))
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the results, such as benchmarks/results/scale.json")
     options = parser.parse_args()
 
-    names = ("pictures", "classes", "num_workers")
+    names = ("images", "classes", "num_workers")
     report: dict[str, Any] = {
         "environment": environment(),
         **{name: getattr(options, name) for name in names},
@@ -64,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         for kind in options.kinds:
             root = Path(temporary, kind)
-            MAKERS[kind](root, options.pictures, options.classes)
+            MAKERS[kind](root, options.images, options.classes)
             cache = {"HF_HOME": str(Path(temporary, "cache")), "HF_HUB_OFFLINE": "1"}
             for turn in ("first", "again"):
                 command = [sys.executable, "-m", "benchmarks.scale", START, str(root), str(options.num_workers)]
@@ -89,7 +89,7 @@ def tiny_jpegs() -> list[bytes]:
 
 
 def make_parquet(root: Path, pictures: int, classes: int) -> None:
-    """`root/train-*.parquet` with `pictures` rows, and a validation split of a hundredth."""
+    """`root/train-*.parquet` with `images` rows, and a validation split of a hundredth."""
     root.mkdir()
     jpegs = pa.array(tiny_jpegs(), pa.binary())
     features = datasets.Features(

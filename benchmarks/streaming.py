@@ -1,11 +1,11 @@
 """
-Training pictures a second from a shuffled stream beside the same Parquet files stored, through the whole loader.
+Training images per second from a shuffled stream beside the same Parquet files stored, through the whole loader.
 
     python -m benchmarks.streaming --output benchmarks/results/streaming.json      # a few minutes
 
 - here: the trainer's stream, its shards and blocks shuffled, of eight files.
 - stored: the same files as a stored split, which is shuffled by index.
-- datasets: the order of `IterableDataset.shuffle` with a buffer of as many pictures, and the same samples.
+- datasets: the order of `IterableDataset.shuffle` with a buffer of as many images, and the same samples.
 
 They take turns as in `benchmarks.input`.
 """
@@ -23,15 +23,15 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.input import PREFETCHED, batch_turn, figures, take_turns, write_photos
-from training import prepare
-from training.augmentation import TrainTransform
-from training.data import build_dataset, build_train_loader, collate
-from training.environment import environment
-from training.loader_workers import begin_worker
-from training.samples import make_sample
-from training.sampling import TrainingPlan
-from training.sources import Splits, load_splits
-from training.streaming import BLOCK_ROWS, StreamPositions
+from training.data.sources import Splits, load_splits
+from training.loading.loaders import build_dataset, build_train_loader, collate
+from training.loading.samples import make_sample
+from training.loading.sampling import TrainingPlan
+from training.loading.streaming import BLOCK_ROWS, StreamPositions
+from training.loading.workers import begin_worker
+from training.prepare import prepare
+from training.system.environment import environment
+from training.transforms.augmentation import TrainTransform
 
 IMAGE_SIZE = 192
 SHARDS = 8
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
-    parser.add_argument("--pictures", type=int, default=4000)
+    parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--output", type=Path, help="JSON file, such as benchmarks/results/streaming.json")
@@ -51,9 +51,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write_photos(folder / "photos", options.pictures)
+        write_photos(folder / "photos", options.images)
         command = ["--dataset", folder / "photos", "--output", folder / "parquet", "--shorter_side", 10_000]
-        prepare.main([*map(str, command), "--shard_size", str(-(-options.pictures // SHARDS))])
+        prepare.main([*map(str, command), "--shard_size", str(-(-options.images // SHARDS))])
         readers = {
             "here": our_batches(folder / "parquet", options, streaming=True),
             "stored": our_batches(folder / "parquet", options, streaming=False),
@@ -65,7 +65,7 @@ def main() -> None:
         }
         [by_round] = take_turns([turns], options)
 
-    names = ("rounds", "seconds", "pictures", "batch_size", "num_workers")
+    names = ("rounds", "seconds", "images", "batch_size", "num_workers")
     report = {
         "environment": environment(),
         **{name: getattr(options, name) for name in names},

@@ -1,5 +1,5 @@
 """
-Training images a second beside timm's train.py and transformers' example, on one folder of JPEGs.
+Training images per second beside timm's train.py and transformers' example, on one folder of JPEGs.
 
     python -m benchmarks.train tinynet_e --timm_train TRAIN_PY --hf_example RUN_IMAGE_CLASSIFICATION_NO_TRAINER_PY
 
@@ -7,7 +7,7 @@ The two scripts are in no wheel: take them from the repositories of timm and tra
 on a machine with more, `taskset -c 0,1` before the command leaves two.
 
 What is compared: the whole of training, from JPEG files to updated weights, in float32 on a CPU, by the published
-recipe: random crops, flips, colour jitter 0.4, label smoothing, dropout, RMSProp, moving average. All have the same
+recipe: random crops, flips, colour jitter 0.4, label smoothing, dropout, RMSProp, EMA. All have the same
 folder of crops from photographs (about 450 x 430 pixels, as ImageNet's), network, image size, batch, number of loader
 workers and number of threads. All else is as each script comes:
 
@@ -18,7 +18,7 @@ workers and number of threads. All else is as each script comes:
 
 How: each run is a process of its own. A hook on its optimizer notes when each step ends and stops the run after some
 seconds, in its first epoch and before any evaluation. The first steps, which wait for start-up, do not count. The
-trainers take turns, the order swapped at each round. A ratio is the median over rounds of images a second here to
+trainers take turns, the order swapped at each round. A ratio is the median over rounds of images per second here to
 there, above 1 where training is faster here.
 
 --variables NAME=VALUE ... sets environment variables for all trainers alike.
@@ -42,12 +42,12 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.timing import median_ratio, stop_after
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
 from tests.photos import PHOTOS, write_photo_folder
-from training.config import TrainConfig
-from training.environment import environment
+from training.config.train_config import TrainConfig
+from training.system.environment import environment
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = TrainConfig()
-CROP_SIZE = (440, 500)  # longer side of a picture, in pixels
+CROP_SIZE = (440, 500)  # longer side of an image, in pixels
 RUN = "run"  # first argument of the processes that this script starts
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each trainer")
     parser.add_argument("--seconds", type=float, default=20, help="that count in a run")
     parser.add_argument("--warmup_steps", type=int, default=4, help="steps before them")
-    parser.add_argument("--pictures", type=int, default=6000, help="in the folder: more than a run takes")
+    parser.add_argument("--images", type=int, default=6000, help="in the folder: more than a run takes")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the training process")
@@ -72,7 +72,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "photos")
-        crops_per_class = math.ceil(options.pictures / len(PHOTOS))
+        crops_per_class = math.ceil(options.images / len(PHOTOS))
         write_photo_folder(data, crops_per_class=crops_per_class, val_crops_per_class=5, size=CROP_SIZE)
         commands = {
             "ours": our_command(data, options),
@@ -158,8 +158,8 @@ def seconds_per_image(
         for name in list(commands)[:: -1 if round_number % 2 else 1]:
             with tempfile.TemporaryDirectory(dir=folder) as run_folder:
                 times = step_times(name, commands[name], Path(run_folder), folder / "huggingface", options)
-            if (options.warmup_steps + len(times)) * options.batch_size > options.pictures:
-                sys.exit(f"{name} came to the end of an epoch: raise --pictures above {options.pictures}")
+            if (options.warmup_steps + len(times)) * options.batch_size > options.images:
+                sys.exit(f"{name} came to the end of an epoch: raise --images above {options.images}")
             seconds[name].append((times[-1] - times[0]) / ((len(times) - 1) * options.batch_size))
     return seconds
 

@@ -102,9 +102,9 @@ def _facts(run: Run, repository: str, benchmarks: Path) -> dict[str, Any]:
         "knows_imagenet": bool(re.search(r"in1k|imagenet", run.base_model or "")),
         "training": ", ".join(
             count(summary[number], noun)
-            for number, noun in (("num_train", "picture"), ("epochs", "epoch"), ("steps", "update"))
+            for number, noun in (("num_train", "image"), ("epochs", "epoch"), ("steps", "update"))
         ),
-        "held_out": count(summary["num_validation"], "held-out picture"),
+        "held_out": count(summary["num_validation"], "held-out image"),
         "image_size": summary["image_size"],
         "input": input_sentence(run.processor),
         "parameters": f"{summary['parameters']:,}",
@@ -163,7 +163,7 @@ def _accuracy_rows(run: Run) -> list[tuple[str, list[str]]]:
     best = run.summary["best"]
     record = next((r for r in run.records if r["kind"] == "epoch" and r["epoch"] == best["epoch"]), {})
     counts = {name: record[name] for name in ("raw", "ema") if record.get(name)} or {best["weights"]: best}
-    words = {"raw": "as trained", "ema": "moving average"}
+    words = {"raw": "as trained", "ema": "EMA"}
     return [
         (
             words[name] + (" (published here)" if name == best["weights"] else ""),

@@ -46,7 +46,7 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """The data set by a name that says nothing about this machine."""
+        """The dataset by a name that says nothing about this machine."""
         return public_name(self.summary["dataset"], self._is_local("dataset"))
 
     @property
@@ -83,11 +83,11 @@ class Run:
 
 
 def public_name(name: str, is_local: bool) -> str:
-    """A data set or a model without the folders that lead to it; `runs/flowers/best` is `flowers`."""
+    """A dataset or a model without the folders that lead to it; `runs/flowers/best` is `flowers`."""
     if not is_local:
         return name
     parts = [part for part in Path(name).parts if part not in ("best", "last", "/", "~", ".", "..")]
-    return parts[-1] if parts else "pictures"
+    return parts[-1] if parts else "photos"
 
 
 def read_run(folder: str | Path) -> Run:

@@ -148,7 +148,7 @@ def resize_and_center_crop(image: torch.Tensor, resize_size: int, image_size: in
     channels-last memory (`hwc.permute(2, 0, 1)`) is resized fastest, and stays in it.
 
     Torch's 8-bit kernel has coarser weights than Pillow's: a few values of a photo differ by one step of 255, and of
-    pictures that are dithered, slim or enlarged many times, very few by two.
+    images that are dithered, slim or enlarged many times, very few by two.
 
     Args:
         image (`torch.Tensor`): uint8, (..., channels, height, width).
@@ -225,7 +225,7 @@ class TinyNetImageProcessor(TorchvisionBackend):
     The published evaluation transform of TinyNet: resize the shorter side to `floor(image_size / crop_pct)` pixels
     (bicubic, antialiased, on 8-bit pixels), cut out the central `image_size` square, divide by 255, normalise. The
     pixels of an upright RGB image of Pillow come out as from timm's `create_transform` for the same model;
-    transformers' own processors floor the crop's offset, which shifts the pictures for TinyNet-A and E by one pixel.
+    transformers' own processors floor the crop's offset, which shifts the images for TinyNet-A and E by one pixel.
     The defaults are TinyNet-A's; [`TinyNetImageProcessor.from_config`] gives any other model's.
 
     Takes one image or a list of images of any sizes, and returns `pixel_values`: float32, (batch, 3, image_size,

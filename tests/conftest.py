@@ -72,7 +72,7 @@ class FaultsTable:
             row[1] += properties.get("tried", 1) if report.passed else 0
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        from training.environment import environment
+        from training.system.environment import environment
 
         cases = [
             {"case": case, "tried": tried, "passed": passed} for case, (tried, passed) in sorted(self.rows.items())

@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 
 import train
-from training.device_transforms import DeviceTransform
-from training.optimizer import RMSpropTF
+from training.optim.optimizer import RMSpropTF
+from training.transforms.device_transforms import DeviceTransform
 
 log_folder = Path(sys.argv[1])
 

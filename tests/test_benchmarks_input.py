@@ -22,7 +22,7 @@ from benchmarks.input import (
     write_photos,
 )
 from modeling_tinynet import TinyNetConfig
-from training.sources import load_splits
+from training.data.sources import load_splits
 
 ROOT = Path(__file__).parents[1]
 CONFIG = TinyNetConfig.from_variant("tinynet_e")
@@ -87,7 +87,7 @@ def test_ratios_are_medians_of_rounds():
 @pytest.mark.slow
 def test_a_short_run_writes_what_the_readme_shows(tmp_path, monkeypatch):
     output, plot = tmp_path / "input.json", tmp_path / "input.png"
-    flags = ["--pictures", 14, "--rounds", 1, "--seconds", 0.1, "--batch_size", 4, "--num_workers", 1]
+    flags = ["--images", 14, "--rounds", 1, "--seconds", 0.1, "--batch_size", 4, "--num_workers", 1]
     command = [sys.executable, "-m", "benchmarks.input", *map(str, flags), "--output", output, "--plot", plot]
     answer = subprocess.run(
         [*map(str, command), "--image_sizes", "106"], cwd=ROOT, env=os.environ, capture_output=True, text=True

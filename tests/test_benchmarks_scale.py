@@ -1,4 +1,4 @@
-"""The benchmark of start-up and memory, with few pictures: it makes what it says, and measures all of it."""
+"""The benchmark of start-up and memory, with few images: it makes what it says, and measures all of it."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.scale import MAKERS, START
-from training.sources import load_splits
+from training.data.sources import load_splits
 
 ROOT = Path(__file__).parents[1]
 

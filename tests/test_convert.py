@@ -26,7 +26,7 @@ from PIL import Image
 from transformers import pipeline
 
 import convert
-from convert_checkpoint import ConversionError
+from conversion.checkpoint import ConversionError
 from modeling_tinynet import TinyNetForImageClassification
 from tests.conversions import refused_conversion, save, weights_of
 

@@ -15,7 +15,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 import convert
-from convert_checkpoint import Checkpoint, ConversionError
+from conversion.checkpoint import Checkpoint, ConversionError
 from modeling_tinynet import (
     TINYNET_VARIANTS,
     TinyNetConfig,

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as tvF
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
 from tests.evaluation_runs import DIGITS, ROOT, digits_folder, load_script, run, run_json, save_model
-from training.loader_workers import end_workers
-from training.sources import load_splits
+from training.data.sources import load_splits
+from training.loading.workers import end_workers
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_counts_of_several_models_equal_a_plain_loop(script, model, tmp_path, ca
         assert f"{entry['parameters']:,}" in output.out
     assert results["models"][0]["n"] == 50
     assert len({entry["top_5_correct"] for entry in results["models"]}) > 1
-    assert results["data"] == f"{images}, train: 50 pictures, 10 classes"
+    assert results["data"] == f"{images}, train: 50 images, 10 classes"
     assert results["versions"]["torch"] == torch.__version__
     assert "2 models at 32 px" in output.err
     assert "images/s" in output.err
@@ -86,7 +86,7 @@ def test_a_folder_of_classes_is_evaluated_whole_unless_a_share_is_asked_for(scri
     images = digits_folder(tmp_path / "images", per_class=5)
     assert run_json(script, tmp_path, model, "--dataset", images)["models"][0]["n"] == 50
     assert (
-        f"{images}, all of it: 50 pictures, 10 classes; --validation_fraction 0.2 evaluates what train.py holds out"
+        f"{images}, all of it: 50 images, 10 classes; --validation_fraction 0.2 evaluates what train.py holds out"
         in capsys.readouterr().out
     )
     results = run_json(script, tmp_path, model, "--dataset", images, "--validation_fraction", 0.4)
@@ -124,7 +124,7 @@ def test_a_named_split_is_evaluated_as_a_whole(script, model, tmp_path):
 
 @pytest.mark.parametrize(("split", "n"), [("train", 150), ("test", 90)])
 def test_a_streamed_split_gives_the_counts_of_the_stored_one(script, model, tmp_path, split, n):
-    """Parquet files with a data set card that states the sizes, as the Hub has them."""
+    """Parquet files with a dataset card that states the sizes, as the Hub has them."""
     digits = load_splits("digits")
     parts = {"train": digits.train.select(range(150)), "test": digits.validation.select(range(90))}
     for name, part in parts.items():
@@ -236,7 +236,7 @@ def test_confusion_matrix_is_drawn_whatever_the_classes_are_called(script, tmp_p
 
 
 def test_two_processes_count_what_one_counts_and_write_once(script, model, tmp_path):
-    """359 pictures, an odd number, and two models at different sizes."""
+    """359 images, an odd number, and two models at different sizes."""
     larger = save_model(tmp_path / "larger", image_size=48)
     arguments = [model, larger, "--dataset", "digits", "--per_class", "--batch_size", 16]
     one = run_json(script, tmp_path, *arguments)
@@ -277,7 +277,7 @@ def test_classes_that_do_not_match_are_an_error(script, model, tmp_path, capsys)
     images = digits_folder(tmp_path / "images", names=["0", "one", "two"])
     sentence = mistake(script, capsys, model, "--dataset", images, "--split", "train")
     assert sentence == (
-        f"error: the data set's classes are not those of {model}: 2 of 3, such as 'one', are none of the model's 10, "
+        f"error: the dataset's classes are not those of {model}: 2 of 3, such as 'one', are none of the model's 10, "
         "such as '0'"
     )
 
@@ -358,7 +358,7 @@ def test_missing_data_is_an_error(script, model, tmp_path, capsys):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_image_is_one_sentence_from_a_loader_worker_too(script, model, tmp_path, capsys, workers):
     images = digits_folder(tmp_path / "images")
-    (images / "3" / "1.png").write_bytes(b"no picture")
+    (images / "3" / "1.png").write_bytes(b"no image")
     arguments = [str(model), "--dataset", str(images), "--split", "train", "--device", "cpu"]
     arguments += ["--num_workers", str(workers)]
     try:

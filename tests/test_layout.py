@@ -19,12 +19,28 @@ MAY_IMPORT = {
     WHEEL: set(),
     "training": {WHEEL, "training"},
     "hub_card": {WHEEL, "hub_card"},
-    # convert.py's readers, one for each family of files.
-    "convert_pytorch.py": {WHEEL, "convert_checkpoint", "convert_mindspore", "convert_timm"},
-    "convert_mindspore.py": {"convert_checkpoint"},
-    "convert_timm.py": {"convert_checkpoint"},
-    "convert_checkpoint.py": set(),
+    "conversion": {WHEEL, "conversion"},
 }
+# The folders and files of training/, each with what it may import: itself and what stands before it.
+LAYERS = [
+    "errors",
+    "system",
+    "config",
+    "data",
+    "transforms",
+    "loading",
+    "modeling",
+    "optim",
+    "reporting",
+    "run",
+    "evaluation",
+    "engine",
+    "explain",
+    "doctor",
+    "audit",
+    "prepare",
+    "compare",
+]
 # Distributions whose import name is another.
 IMPORT_NAMES = {
     "pillow": "PIL",
@@ -89,6 +105,20 @@ def test_imports_go_in_one_direction():
     assert wrong == []
 
 
+def test_folders_of_training_import_in_one_direction():
+    layers = {path.parts[1].removesuffix(".py") for path in TREES if path.parts[0] == "training"} - {"__init__"}
+    assert layers == set(LAYERS)
+    wrong = [
+        f"{place(path, node)} imports {node.module}"
+        for path, tree in TREES.items()
+        if path.parts[0] == "training" and path.parts[1] != "__init__.py"
+        for name, node in imports(tree)
+        if name == "training"
+        and LAYERS.index(node.module.split(".")[1]) > LAYERS.index(path.parts[1].removesuffix(".py"))
+    ]
+    assert wrong == []
+
+
 def test_nothing_but_tests_imports_an_entry_point():
     wrong = [
         f"{place(path, node)} imports {name}"
@@ -101,9 +131,9 @@ def test_nothing_but_tests_imports_an_entry_point():
 
 def test_convert_shares_the_reader_of_class_names_and_no_more_with_training():
     """It has to run where the packages that train are not installed; of those, that reader needs none."""
-    files = [path for path in TREES if path.parent == Path() and path.name.startswith("convert")]
+    files = [path for path in TREES if path.parts[0] in {"convert.py", "conversion"}]
     shared = {node.module for path in files for name, node in imports(TREES[path]) if name == "training"}
-    assert shared == {"training.class_names", "training.data_error", "training.terminal"}
+    assert shared == {"training.data.class_names", "training.errors", "training.system.terminal"}
     files += [Path(f"{module.replace('.', '/')}.py") for module in shared]
     assert undeclared(files, extras=["convert"]) == []
 
@@ -247,7 +277,7 @@ def test_no_file_names_a_path_of_one_machine():
         try:
             text = (ROOT / path).read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            continue  # pictures and checkpoints
+            continue  # images and checkpoints
         wrong += [
             f"{path}:{number}: {line.strip()[:80]}"
             for number, line in enumerate(text.splitlines(), start=1)

@@ -45,11 +45,11 @@ def cached_hub(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def reader_folder(tmp_path) -> Path:
-    """Where a reader of the README works: the repository's files, a photo, a folder of pictures."""
+    """Where a reader of the README works: the repository's files, a photo, a folder of images."""
     for name in ("train.py", "configuration", "hub_card", "training", "modeling_tinynet"):
         (tmp_path / name).symlink_to(ROOT / name)
     write_photo_folder(
-        tmp_path / "pictures", crops_per_class=4, val_crops_per_class=1, classes=["coffee", "coins", "rocket"]
+        tmp_path / "photos", crops_per_class=4, val_crops_per_class=1, classes=["coffee", "coins", "rocket"]
     )
     Image.fromarray(data.astronaut()).save(tmp_path / "photo.jpg")
     return tmp_path
@@ -98,7 +98,7 @@ def test_python_example(block, shown, reader_folder, cached_hub):
 def test_fine_tuning_example(reader_folder, cached_hub):
     output = run(["bash", "-c", BASH_BLOCKS[0]], reader_folder, cached_hub)
     assert 'pipeline("image-classification"' in output
-    assert (reader_folder / "runs" / "tinynet_e.in1k-pictures" / "best" / "model.safetensors").exists()
+    assert (reader_folder / "runs" / "tinynet_e.in1k-photos" / "best" / "model.safetensors").exists()
 
 
 def test_publishing_example(reader_folder):

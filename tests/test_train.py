@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
 from tests.training_jobs import AUGMENTED, RECIPE, ROOT, SMALL, final_tensors, train, trained
-from training.config import parse_config
-from training.records import read_metrics
+from training.config.train_config import parse_config
+from training.reporting.metrics import read_metrics
 
 WHOLE = (*SMALL, *AUGMENTED, "--epochs", "2", "--num_workers", "0")
 
@@ -140,7 +140,7 @@ FROZEN = (
 
 
 def test_a_saved_models_image_processor_decides_and_is_saved_again(tmp_path):
-    """Unlike its config.json, which says ImageNet's mean and std, 32 px, and 7/8 of the picture."""
+    """Unlike its config.json, which says ImageNet's mean and std, 32 px, and 7/8 of the image."""
     config = TinyNetConfig.from_variant("tinynet_e", image_size=32, num_labels=10)
     TinyNetForImageClassification(config).save_pretrained(tmp_path / "model")
     sizes = {"size": {"shortest_edge": 40}, "crop_size": {"height": 36, "width": 36}}
@@ -163,7 +163,7 @@ def calibrated(tmp_path_factory) -> Path:
     """TinyNet-E with the digits' BatchNorm statistics: frozen at their initial values nothing would be learned."""
     folder = tmp_path_factory.mktemp("calibrated")
     names = {index: str(index) for index in range(10)}
-    # A large epsilon, so that a channel which is constant on these pictures does not explode on others.
+    # A large epsilon, so that a channel which is constant on these images does not explode on others.
     config = TinyNetConfig.from_variant("tinynet_e", image_size=32, id2label=names, batch_norm_eps=0.1)
     config.batch_norm_momentum = 1.0
     torch.manual_seed(0)
@@ -241,17 +241,17 @@ def test_bf16_autocast_trains_and_tensorboard_follows(tmp_path):
 # Mistakes: one sentence, an exit code that is not 0, nothing overwritten.
 
 
-def write_picture(path: Path, value: int) -> None:
+def write_image(path: Path, value: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (40, 40), (value, value, value)).save(path)
 
 
-def picture_folder(root: Path, **classes: int) -> Path:
+def image_folder(root: Path, **classes: int) -> Path:
     for name, count in classes.items():
         (root / "train" / name).mkdir(parents=True)
         for index in range(count):
-            write_picture(root / "train" / name / f"{index}.png", 20 * index)
-            write_picture(root / "val" / name / f"{index}.png", 20 * index)
+            write_image(root / "train" / name / f"{index}.png", 20 * index)
+            write_image(root / "val" / name / f"{index}.png", 20 * index)
     return root
 
 
@@ -314,10 +314,10 @@ def mistakes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "broken.yaml").write_text("model: tinynet_e\nlearning_rate: 1\n")
     (folder / "in_the_way").write_text("a file")
-    picture_folder(folder / "empty_class", dogs=3, cats=0)
-    picture_folder(folder / "bad_file", dogs=3, cats=3)
-    picture_folder(folder / "two_classes", dogs=3, cats=3)
-    (folder / "bad_file/train/cats/bad.png").write_bytes(b"this is no picture")
+    image_folder(folder / "empty_class", dogs=3, cats=0)
+    image_folder(folder / "bad_file", dogs=3, cats=3)
+    image_folder(folder / "two_classes", dogs=3, cats=3)
+    (folder / "bad_file/train/cats/bad.png").write_bytes(b"this is no image")
     explain = ["--recipe", str(ROOT / "configuration" / "tinynet_c.yaml"), "--explain"]
     (folder / "mistakes.json").write_text(json.dumps(MISTAKES | {"explain": (explain, "")}))
     (folder / "make_mistakes.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{MAKE_MISTAKES}")

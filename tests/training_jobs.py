@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from training.checkpoint import load_checkpoint
+from training.run.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ("--recipe", str(ROOT / "configuration" / "quickstart.yaml"))
@@ -32,9 +32,9 @@ def write_digits(root: Path) -> None:
     """808 of scikit-learn's digits to train on, in 25 steps of 32 and one of 8, and few to evaluate, to save time."""
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images[:858], digits.target, strict=False)):
-        picture = root / ("train" if index < 808 else "val") / str(label) / f"{index}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((pixels * 15).astype(np.uint8)).save(picture)
+        image = root / ("train" if index < 808 else "val") / str(label) / f"{index}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15).astype(np.uint8)).save(image)
 
 
 def start(

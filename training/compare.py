@@ -1,4 +1,4 @@
-"""Compares finished runs: a table, the recipe keys in which they differ, and all their curves in one picture.
+"""Compares finished runs: a table, the recipe keys in which they differ, and all their curves in one plot.
 
 Usage: python -m training.compare runs/a runs/b [--output compare.png]
 """
@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from matplotlib.lines import Line2D
 
-from training.curves import (
+from training.reporting.console import format_duration, format_speed
+from training.reporting.curves import (
     column,
     four_panels,
     legend,
@@ -24,9 +25,8 @@ from training.curves import (
     top_1_curve,
     write_png,
 )
-from training.display import format_duration, format_speed
-from training.records import Record, accuracy_percent, read_metrics
-from training.terminal import escape_what_stdout_lacks
+from training.reporting.metrics import Record, accuracy_percent, read_metrics
+from training.system.terminal import escape_what_stdout_lacks
 
 SUMMARY_KEYS = ("model", "dataset", "num_validation", "epochs", "images_per_s", "elapsed_s")
 BOOKKEEPING = ("run_name", "output_dir", "resume")  # recipe keys that say where a run lies, not what it did
@@ -139,10 +139,10 @@ def save_comparison(runs: Sequence[Run], png_path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the comparison and write its picture. Returns the exit code: 0, or 2 after one sentence on an error."""
+    """Print the comparison and write its plot. Returns the exit code: 0, or 2 after one sentence on an error."""
     parser = argparse.ArgumentParser(prog="python -m training.compare", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--output", type=Path, default=Path("compare.png"), help="the picture (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("compare.png"), help="the plot (default: %(default)s)")
     arguments = parser.parse_args(argv)
     folder_names = [folder.resolve().name for folder in arguments.runs]
     names = folder_names if len(set(folder_names)) == len(folder_names) else map(str, arguments.runs)

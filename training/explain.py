@@ -9,19 +9,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from modeling_tinynet import TinyNetConfig
-from training.config import FIELDS, TrainConfig, read_recipe, short_text
-from training.curves import STYLE, write_png
-from training.ema import half_life_steps
-from training.model import model_config
-from training.run_folder import default_run_name, mistakes_as_run_errors
-from training.sampling import TrainingPlan
-from training.schedule import build_schedule
-from training.sources import IMAGENET_COUNTS, is_imagenet, load_splits, num_samples
+from training.config.ema_decay import half_life_steps
+from training.config.train_config import FIELDS, TrainConfig, read_recipe, short_text
+from training.data.sources import IMAGENET_COUNTS, is_imagenet, load_splits, num_samples
+from training.loading.sampling import TrainingPlan
+from training.modeling.build import model_config
+from training.optim.lr_schedule import build_schedule
+from training.reporting.curves import STYLE, write_png
+from training.run.run_folder import default_run_name, mistakes_as_run_errors
 
 Rows = list[tuple[str, str]]
 
 RECIPES = Path(__file__).parents[1] / "configuration"
-INITIAL_WEIGHTS_LEFT = 0.05  # below this share the moving average is about the run, and no longer about its start
+INITIAL_WEIGHTS_LEFT = 0.05  # below this share the EMA is about the run, and no longer about its start
 FIRST_CHANGES, LATER_CHANGES = 8, 6  # learning rates shown one by one, and then as milestones
 CURVE_POINTS = 5_000
 
@@ -37,7 +37,7 @@ def explain(
     num_processes: int,
     model_config: TinyNetConfig,
 ) -> str:
-    """Describe the run of `config` on `num_train` pictures of `num_classes` classes with `num_processes` processes.
+    """Describe the run of `config` on `num_train` images of `num_classes` classes with `num_processes` processes.
 
     Args:
         model_config: the network that would be trained, with the overrides of `config` applied.
@@ -55,7 +55,7 @@ def explain(
     sections = {
         "Run": _run(config, plan, num_train, num_classes, num_processes, model_config),
         "Learning rate, from epoch ...": _learning_rates(config, steps_per_epoch),
-        "Moving average of the weights (EMA)": _moving_average(config, steps_per_epoch),
+        "EMA of the weights": _moving_average(config, steps_per_epoch),
         f"Differences from the published recipe of {_published_variant(model_config)}": _differences(
             config, model_config
         ),
@@ -71,7 +71,7 @@ def explain_run(config: TrainConfig, num_processes: int) -> None:
     """Prints what the run of `config` would be and draws its learning rate. ImageNet is not read: its size is known.
 
     Raises:
-        DataError: the data set is missing, or cannot be trained on.
+        DataError: the dataset is missing, or cannot be trained on.
         RunError: the run cannot be made of these values.
     """
     if is_imagenet(config.dataset):
@@ -90,15 +90,15 @@ def explain_run(config: TrainConfig, num_processes: int) -> None:
             num_processes=num_processes,
             model_config=model_config(config.model, class_names, **config.network()),
         )
-        picture = Path(f"{default_run_name(config.model, config.dataset)}-learning-rate.png")
+        plot = Path(f"{default_run_name(config.model, config.dataset)}-learning-rate.png")
         save_lr_curve(
-            picture,
+            plot,
             lr_schedule(config, plan.steps_per_epoch),
             total_steps=config.epochs * plan.steps_per_epoch,
             steps_per_epoch=plan.steps_per_epoch,
             title=f"Learning rate of {config.model}",
         )
-    print(f"{text}\n\nthe learning rate as a picture: {picture}")
+    print(f"{text}\n\nlearning rate curve: {plot}")
 
 
 def lr_schedule(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
@@ -161,20 +161,23 @@ def _run(
     model_config: TinyNetConfig,
 ) -> Rows:
     dropped = num_train - plan.samples_per_epoch
-    pictures = config.epochs * plan.samples_per_epoch
+    images_seen = config.epochs * plan.samples_per_epoch
     macs = model_config.macs
-    parts = f"{num_processes} process{'' if num_processes == 1 else 'es'} x {config.per_device_batch_size} pictures"
+    parts = f"{num_processes} process{'' if num_processes == 1 else 'es'} x {config.per_device_batch_size} images"
     if plan.accumulation_steps > 1:
         parts += f" x {plan.accumulation_steps} accumulated"
     return [
         ("model", f"{config.model} at {model_config.image_size} px, {num_classes:,} classes"),
         ("parameters", f"{model_config.parameter_count:,}"),
-        ("MACs", f"{macs / 1e6:,.1f} M a picture forward, {3 * macs * pictures:.1e} forward and backward for the run"),
-        ("training pictures", f"{num_train:,} of {config.dataset}"),
+        (
+            "MACs",
+            f"{macs / 1e6:,.1f} M per image forward, {3 * macs * images_seen:.1e} forward and backward for the run",
+        ),
+        ("training images", f"{num_train:,} of {config.dataset}"),
         ("global batch", f"{config.global_batch_size:,} = {parts}"),
-        ("steps per epoch", f"{plan.steps_per_epoch:,}" + (f", {dropped:,} pictures left out" if dropped else "")),
+        ("steps per epoch", f"{plan.steps_per_epoch:,}" + (f", {dropped:,} images left out" if dropped else "")),
         ("updates", f"{config.epochs * plan.steps_per_epoch:,} in {config.epochs} epochs"),
-        ("pictures seen", f"{pictures:,}"),
+        ("images seen", f"{images_seen:,}"),
     ]
 
 

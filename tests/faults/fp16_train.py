@@ -21,11 +21,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import train
-from training import accelerator
-from training.agreement import Agreement, agree
-from training.config import TrainConfig
-from training.device_transforms import DeviceTransform
-from training.loss import soft_cross_entropy
+from training.config.train_config import TrainConfig
+from training.engine import accelerator
+from training.engine.agreement import Agreement, agree
+from training.optim.loss import soft_cross_entropy
+from training.transforms.device_transforms import DeviceTransform
 
 case, bad_step, bad_rank = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 place = {}  # step and rank of the forward pass under way

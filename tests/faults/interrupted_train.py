@@ -11,8 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import train
-from training import long_steps
-from training.device_transforms import DeviceTransform
+from training.engine import long_steps
+from training.transforms.device_transforms import DeviceTransform
 
 where = tuple(map(int, sys.argv[1:4]))
 micro_batches: dict[int, int] = {}

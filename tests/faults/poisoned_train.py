@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 import train
-from training.device_transforms import DeviceTransform
+from training.transforms.device_transforms import DeviceTransform
 
 bad_step, bad_rank = int(sys.argv[1]), int(sys.argv[2])
 

@@ -12,16 +12,16 @@ import pytest
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
 from tests.faults.test_training_faults import (
     ACCUMULATED,
+    IMAGES,
     ON,
-    PICTURES,
     assert_same,
     at_step,
-    picture_folder,
+    image_folder,
     wait_until,
 )
 from tests.training_jobs import ROOT, start, train, trained
-from training.checkpoint import latest_checkpoint
-from training.interruption import EXIT_CODE
+from training.run.checkpoint import latest_checkpoint
+from training.system.interruption import EXIT_CODE
 
 
 @pytest.mark.fault("35 SIGTERM inside a long step")
@@ -49,9 +49,9 @@ def test_a_long_step_is_broken_off_as_if_it_had_not_begun(processes, where, undi
 @pytest.mark.only_thorough
 @pytest.mark.fault("39 the others end in one line when a rank fails")
 def test_a_rank_whose_peer_fails_ends_in_one_line(tmp_path):
-    pictures = picture_folder(tmp_path / "pictures")
-    (pictures / "train" / "dark" / "3.png").write_bytes(b"<html>not found</html>")
-    result = train(*PICTURES, "--per_device_batch_size", "4", processes=2, folder=tmp_path)
+    images = image_folder(tmp_path / "photos")
+    (images / "train" / "dark" / "3.png").write_bytes(b"<html>not found</html>")
+    result = train(*IMAGES, "--per_device_batch_size", "4", processes=2, folder=tmp_path)
     assert result.returncode != 0
     assert re.search(r"^error: \S+dark/3\.png .*is not an image", result.stderr, re.MULTILINE)
     assert re.search(r"^rank [01] ends, because another rank has ended, which says why", result.stderr, re.MULTILINE)
@@ -135,6 +135,6 @@ def test_a_compiled_run_in_bf16_that_is_killed_ends_as_if_left_alone(tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == EXIT_CODE
-    assert "going on from" in trained(*arguments, folder=tmp_path / "killed", timeout=400)
+    assert "resuming from" in trained(*arguments, folder=tmp_path / "killed", timeout=400)
     assert_same(run_folder, tmp_path / "alone" / "runs" / "run")
     assert not (run_folder / ".compiled").exists()

@@ -1,4 +1,4 @@
-"""Runs that met numbers which are not finite, or that are to go on with other settings: what leads on, and where to.
+"""Runs that met numbers which are not finite, or that are to continue with other settings.
 
 Each run is train.py in processes of its own, as in test_training_faults.
 """
@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.faults.test_training_faults import RUN, assert_same
 from tests.training_jobs import AUGMENTED, ROOT, SMALL, final_tensors, train, trained
-from training.checkpoint import load_checkpoint, save_checkpoint
-from training.config import read_recipe
-from training.records import read_metrics
+from training.config.train_config import read_recipe
+from training.reporting.metrics import read_metrics
+from training.run.checkpoint import load_checkpoint, save_checkpoint
 
 POISONED = ROOT / "tests" / "faults" / "poisoned_train.py"
 FP16 = ROOT / "tests" / "faults" / "fp16_train.py"
@@ -45,7 +45,7 @@ class Continued(NamedTuple):
 
 @pytest.fixture(scope="module")
 def continued(tmp_path_factory) -> Continued:
-    """A run that meets a NaN at step 8, and goes on with the first flag that the error names, on another machine."""
+    """A run that meets a NaN at step 8, and continues with the first flag that the error names, on another machine."""
     folder = tmp_path_factory.mktemp("continued")
     command = ("8", "0", *NUMBERS, "--save_every", "3steps", "--keep", "99")
     failed = train(*command, script=POISONED, folder=folder)
@@ -63,7 +63,7 @@ def test_the_same_command_and_a_flag_from_the_error_go_past_a_nan(continued):
         *("--on_nonfinite", "skip:10", "--resume", "runs/run/checkpoints/step-000006", "--run_name", "run-2"),
         *("--lr", "0.0015", "--max_grad_norm", "1"),
     ]
-    assert "going on from step-000006" in continued.output
+    assert "resuming from step-000006" in continued.output
     assert "the loss is nan at step 8 on rank 0" in continued.output
     steps = [record["step"] for record in steps_of(continued.folder / "runs" / "run")]
     assert steps == [*range(1, 8), *range(9, 27)]
@@ -129,7 +129,7 @@ def test_a_branch_with_flags_from_the_error_and_others_goes_past_a_nan(change, c
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*.*") if path.is_file()}
     branch = (*NUMBERS, *flags_of(continued.error)[2:], *change)
     output = trained(*branch, folder=tmp_path)
-    assert "runs/run-2: going on from runs/run/checkpoints/step-000006" in output
+    assert "runs/run-2: resuming from runs/run/checkpoints/step-000006" in output
     for name in (*(flag[2:] for flag in change[::2]), "lr", "max_grad_norm"):
         assert f"changed: {name} " in output
     assert "changed: the learning rate of step 7 is " in output

@@ -1,7 +1,7 @@
 """What may happen to a run of days, done to runs of seconds: kills, signals, hangs, bad numbers and bad data.
 
 Each run is train.py in processes of its own, on one process or two (gloo). The witness is a run left alone: whatever
-happened on the way, weights, moving average, optimizer and log must end as its do, to the bit.
+happened on the way, weights, EMA, optimizer and log must end as its do, to the bit.
 """
 
 import json
@@ -25,9 +25,9 @@ from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training_jobs import AUGMENTED, ROOT, SMALL, final_tensors, start, train, trained
-from training.checkpoint import latest_checkpoint
-from training.interruption import EXIT_CODE
-from training.records import read_metrics
+from training.reporting.metrics import read_metrics
+from training.run.checkpoint import latest_checkpoint
+from training.system.interruption import EXIT_CODE
 
 # 52 steps. A checkpoint every third, so that a kill often meets a save; two workers, who must die with their run.
 RUN = (
@@ -202,7 +202,7 @@ def streamed_digits(root: Path) -> None:
     (root / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{sizes}---\n")
 
 
-@pytest.mark.fault("streams go on where they were")
+@pytest.mark.fault("streams resume where they were")
 def test_a_stream_goes_on_as_if_left_alone(tmp_path):
     arguments = (*RUN, "--dataset", "stream", "--streaming", "--drop_last", "--epochs", "1")
     for name in ("alone", "stopped"):
@@ -310,8 +310,8 @@ def test_a_step_left_out_leaves_no_trace_but_its_count(tmp_path):
 # Data
 
 
-def picture_folder(root: Path) -> Path:
-    """Twelve training pictures of each of two classes, and four to evaluate."""
+def image_folder(root: Path) -> Path:
+    """Twelve training images of each of two classes, and four to evaluate."""
     rng = random.Random(0)
     for split, count in (("train", 12), ("val", 4)):
         for name in ("dark", "light"):
@@ -322,53 +322,53 @@ def picture_folder(root: Path) -> Path:
     return root
 
 
-PICTURES = (
+IMAGES = (
     *SMALL,
-    *("--dataset", "pictures", "--epochs", "2", "--global_batch_size", "8", "--per_device_batch_size", "8"),
+    *("--dataset", "photos", "--epochs", "2", "--global_batch_size", "8", "--per_device_batch_size", "8"),
     *("--run_name", "run", "--log_every_steps", "1", "--num_workers", "0", "--warmup_epochs", "0", "--ema_decay", "0"),
 )
 
 
 @pytest.mark.only_thorough
 @pytest.mark.fault("13 bad images are named, or replaced on request")
-def test_bad_pictures_are_replaced_counted_and_limited(tmp_path):
-    pictures = picture_folder(tmp_path / "pictures")
+def test_bad_images_are_replaced_counted_and_limited(tmp_path):
+    pictures = image_folder(tmp_path / "photos")
     for index in (2, 5):
         (pictures / "train" / "dark" / f"{index}.png").write_bytes(b"<html>not found</html>")
     for name, workers in (("zero", 0), ("two", 2)):
         arguments = ("--on_bad_image", "skip:2", "--num_workers", workers, "--run_name", name)
-        output = trained(*PICTURES, *arguments, folder=tmp_path)
-        assert "epoch 1: 2 pictures that cannot be decoded were replaced" in output
+        output = trained(*IMAGES, *arguments, folder=tmp_path)
+        assert "epoch 1: 2 images that cannot be decoded were replaced" in output
         records = read_metrics(tmp_path / "runs" / name / "metrics.jsonl")
         assert [r["replaced_images"] for r in records if r["kind"] == "epoch"] == [2, 2]
     zero, two = (final_tensors(tmp_path / "runs" / name) for name in ("zero", "two"))
     assert all(torch.equal(zero[name], two[name]) for name in zero)
 
-    result = train(*PICTURES, "--on_bad_image", "skip:1", folder=tmp_path)
+    result = train(*IMAGES, "--on_bad_image", "skip:1", folder=tmp_path)
     assert result.returncode == 2
-    assert "error: 2 pictures of epoch 1 cannot be decoded, more than --on_bad_image skip:1 allows" in result.stderr
+    assert "error: 2 images of epoch 1 cannot be decoded, more than --on_bad_image skip:1 allows" in result.stderr
 
 
 @pytest.mark.only_thorough
 @pytest.mark.fault("19 data changed since the checkpoint")
 def test_a_changed_data_set_is_noticed(tmp_path):
-    pictures = picture_folder(tmp_path / "pictures")
-    process = at_step(3, (*PICTURES, "--epochs", "200"), 1, tmp_path)
+    pictures = image_folder(tmp_path / "photos")
+    process = at_step(3, (*IMAGES, "--epochs", "200"), 1, tmp_path)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     bright = pictures / "train" / "light" / "0.png"
     original = bright.read_bytes()
     bright.write_bytes(original + b"\0")
-    result = train(*PICTURES, "--epochs", "200", folder=tmp_path)
+    result = train(*IMAGES, "--epochs", "200", folder=tmp_path)
     assert result.returncode == 2
-    assert "error: the data set is not the one that runs/run was trained on (train_file_sizes " in result.stderr
+    assert "error: the dataset is not the one that runs/run was trained on (train_file_sizes " in result.stderr
     bright.write_bytes(original)
     shutil.move(pictures, tmp_path / "moved")
     (tmp_path / "moved" / "train" / "dark" / "3.png").rename(tmp_path / "moved" / "train" / "dark" / "30.png")
-    arguments = (*PICTURES, "--epochs", "200", "--dataset", "moved")
+    arguments = (*IMAGES, "--epochs", "200", "--dataset", "moved")
     result = train(*arguments, folder=tmp_path)
     assert result.returncode == 2
-    assert "error: the data set is not the one that runs/run was trained on (train_fingerprint " in result.stderr
+    assert "error: the dataset is not the one that runs/run was trained on (train_fingerprint " in result.stderr
     process = at_step(60, (*arguments, "--allow_data_change"), 1, tmp_path)
     process.kill()
     process.communicate()
@@ -379,7 +379,7 @@ def test_a_changed_data_set_is_noticed(tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     shutil.move(tmp_path / "moved", pictures)
-    process = at_step(30, (*PICTURES, "--epochs", "200"), 1, tmp_path)  # where it lies does not count
+    process = at_step(30, (*IMAGES, "--epochs", "200"), 1, tmp_path)  # where it lies does not count
     process.kill()
     process.communicate()
 
@@ -397,7 +397,7 @@ def test_a_folder_in_use_is_refused_and_free_after_a_kill(tmp_path):
     assert re.match(rf"error: runs/run is in use by process {process.pid} on \S+: wait for it", result.stderr)
     process.kill()
     process.communicate()
-    assert "going on from" in trained(*RUN, folder=tmp_path)
+    assert "resuming from" in trained(*RUN, folder=tmp_path)
 
 
 @pytest.mark.only_thorough

@@ -17,7 +17,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 
 import train
-from training.model import build_model
+from training.modeling.build import build_model
 
 
 def without_benchmark_mode(*args: Any, **kwargs: Any) -> Any:

@@ -18,9 +18,9 @@ import accelerate
 import torch
 from torch import Tensor
 
-import training.accelerator
-import training.loss
-from training.config import TrainConfig
+import training.engine.accelerator
+import training.optim.loss
+from training.config.train_config import TrainConfig
 
 
 def overflowing_as_fp16(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
@@ -43,8 +43,14 @@ def with_scaler(*args: Any) -> accelerate.Accelerator:
 
 
 # Before train.py, or a script that changes it, takes them.
-soft_cross_entropy, build_accelerator = training.loss.soft_cross_entropy, training.accelerator.build_accelerator
-training.loss.soft_cross_entropy, training.accelerator.build_accelerator = overflowing_as_fp16, with_scaler
+soft_cross_entropy, build_accelerator = (
+    training.optim.loss.soft_cross_entropy,
+    training.engine.accelerator.build_accelerator,
+)
+training.optim.loss.soft_cross_entropy, training.engine.accelerator.build_accelerator = (
+    overflowing_as_fp16,
+    with_scaler,
+)
 TrainConfig.check_device = lambda self, device_type: None
 torch.nn.Module.compile = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
 sys.argv = sys.argv[1:]

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from torch import Tensor
 
 import train
-from training.loss import soft_cross_entropy
+from training.optim.loss import soft_cross_entropy
 
 calls = itertools.count(1)
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.gpu.training_run import DEVICE
-from training.augmentation import EvalTransform
-from training.data import ImageDataset, build_eval_loader
-from training.data_error import DataError
-from training.loss import smoothed_targets, soft_cross_entropy
-from training.sources import load_splits
+from training.data.sources import load_splits
+from training.errors import DataError
+from training.loading.loaders import ImageDataset, build_eval_loader
+from training.optim.loss import smoothed_targets, soft_cross_entropy
+from training.transforms.augmentation import EvalTransform
 
 pytestmark = pytest.mark.gpu
 

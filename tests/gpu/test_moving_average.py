@@ -1,4 +1,4 @@
-"""The moving average on the device. Witness: the closed form in float64 on the CPU."""
+"""The EMA on the device. Witness: the closed form in float64 on the CPU."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
 from tests.gpu.training_run import DEVICE
-from training.ema import ExponentialMovingAverage
+from training.modeling.ema import ExponentialMovingAverage
 
 pytestmark = pytest.mark.gpu
 

@@ -10,7 +10,7 @@ import torch
 from torch.amp import GradScaler
 
 from tests.gpu.training_run import DEVICE, checkpoint, read_checkpoint, train
-from training.records import Record, read_metrics
+from training.reporting.metrics import Record, read_metrics
 
 # 38 x 26 held-out digits, and no short batch in training either: each graph is compiled once.
 EVEN = ("--global_batch_size", "26", "--per_device_batch_size", "26", "--drop_last")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from training.checkpoint import load_checkpoint
+from training.run.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 DEVICE = os.environ.get("TINYNET_TEST_DEVICE", "cuda")
@@ -49,6 +49,6 @@ def checkpoint(run_folder: Path, number: int) -> Path:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Weights, optimizer and moving average as one flat dictionary; the state."""
+    """Weights, optimizer and EMA as one flat dictionary; the state."""
     tensors, state = load_checkpoint(path)
     return {f"{kind}.{name}": tensor for kind, entry in tensors.items() for name, tensor in entry.items()}, state

@@ -1,6 +1,6 @@
 """The Hub's rules for the metadata of a model card, as its documentation states them (hub/model-cards).
 
-Only what can be known without a network: forms and closed lists, not whether a data set or a base model exists.
+Only what can be known without a network: forms and closed lists, not whether a dataset or a base model exists.
 """
 
 import re
@@ -69,7 +69,7 @@ def _model_index_errors(models: object) -> list[str]:
                 part = result.get(field, {})
                 errors += [f'{here}.{field}.{k}" must be text' for k in keys if not isinstance(part.get(k), str)]
             if not REPO_ID.fullmatch(str(result.get("dataset", {}).get("type"))):
-                errors.append(f"{here}.dataset.type\" must be a data set's id")
+                errors.append(f"{here}.dataset.type\" must be a dataset's id")
             metrics = result.get("metrics")
             if not isinstance(metrics, list) or not metrics:
                 errors.append(f'{here}.metrics" must be a list')

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
-from training.curves import save_curves
+from training.reporting.curves import save_curves
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "hub_card" / "run"
 

@@ -100,7 +100,7 @@ def test_one_commit_holds_these_files_and_no_other(hub, api, run, capsys):
 
 def test_nothing_published_names_a_place_on_this_machine(hub, api, run, tmp_path):
     private = tmp_path / "private"
-    places = {"model": str(private / "flowers" / "best"), "dataset": str(private / "pictures")}
+    places = {"model": str(private / "flowers" / "best"), "dataset": str(private / "photos")}
     change_json(run / "summary.json", **places, is_local={"model": True, "dataset": True})
     recipe = yaml.safe_load((run / "recipe.yaml").read_text()) | places | {"output_dir": str(tmp_path)}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -109,13 +109,13 @@ def test_nothing_published_names_a_place_on_this_machine(hub, api, run, tmp_path
     files = hub.repository("me/x").files()
     assert [path for path, data in files.items() if str(tmp_path).encode() in data or b"private" in data] == []
     published = yaml.safe_load(files["recipe.yaml"])
-    assert (published["model"], published["dataset"]) == ("flowers", "pictures")
+    assert (published["model"], published["dataset"]) == ("flowers", "photos")
     assert "output_dir" not in published
 
 
 @pytest.mark.parametrize(
     ("place", "said"),
-    [("/" + "home/me/pictures", "config.json names a place on this machine"), ("hf_" + "x" * 34, "looks like a Hug")],
+    [("/" + "home/me/images", "config.json names a place on this machine"), ("hf_" + "x" * 34, "looks like a Hug")],
 )
 def test_what_is_private_is_refused(api, run, capsys, place, said):
     change_json(run / "best" / "config.json", comment=place)

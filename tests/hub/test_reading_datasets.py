@@ -23,8 +23,8 @@ NARROW_TOKEN, WRONG_TOKEN = "hf_canary_without_gated", "hf_canary_of_nobody"
 # Reads a dataset for each line, (token, id), and answers with what it was or what was wrong, and seconds.
 READ = """
 import json, os, sys, time
-from training.data_error import DataError
-from training.sources import load_splits
+from training.errors import DataError
+from training.data.sources import load_splits
 
 for line in sys.stdin:
     token, dataset = json.loads(line)
@@ -132,7 +132,7 @@ def test_what_the_hub_refuses_says_what_to_do(gated_hub, tmp_path):
     with Reader(gated_hub, tmp_path) as reader:
         assert {asked: reader.read(*asked)[0] for asked in expected} == expected
         for asked in ((READ_TOKEN, "me/secret"), (OTHER_TOKEN, "owner/gated")):
-            assert "2 training and 2 validation pictures" in reader.read(*asked)[0]
+            assert "2 training and 2 validation images" in reader.read(*asked)[0]
 
 
 def test_train_ends_with_that_sentence(gated_hub, tmp_path):
@@ -168,7 +168,7 @@ def test_without_a_hub_a_missing_folder_is_told_at_once_and_the_cache_is_used(ga
             )
         assert reader.read(None, "there/not")[0] == "folder there/not does not exist"
     with Reader(gated_hub, tmp_path, HF_HUB_OFFLINE="1") as reader:
-        assert "2 training and 2 validation pictures" in reader.read(None, "me/secret")[0]
+        assert "2 training and 2 validation images" in reader.read(None, "me/secret")[0]
         assert reader.read(None, "me/other")[0] == (
             "there is no folder me/other here, and no dataset of the Hub with this name in the cache: HF_HUB_OFFLINE "
             "keeps it from being fetched"

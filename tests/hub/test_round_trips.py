@@ -183,8 +183,8 @@ def test_somebody_with_the_package_and_transformers_own_push(hub, card, run_fold
 def test_training_on_a_data_set_of_the_hub_and_publishing_it(hub, tmp_path):
     """A failed upload keeps the run, and names the command that repeats it."""
     write_photo_folder(tmp_path / "flowers", crops_per_class=8, val_crops_per_class=2, classes=["coffee", "coins"])
-    pictures = {str(path.relative_to(tmp_path / "flowers")): path.read_bytes() for path in tmp_path.rglob("*.jpg")}
-    hub.add_repository("me/flowers", pictures, kind="dataset")
+    images = {str(path.relative_to(tmp_path / "flowers")): path.read_bytes() for path in tmp_path.rglob("*.jpg")}
+    hub.add_repository("me/flowers", images, kind="dataset")
     hub.inject(Fault("POST", "/me/net/commit/", status=500))
     environment = os.environ | hub.environment(TOKEN, tmp_path / "home") | {"CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, ROOT / "train.py", *RECIPE, "--dataset", "me/flowers", "--push_to_hub", "me/net"]

@@ -38,7 +38,7 @@ def run() -> Run:
 
 @pytest.fixture
 def fine_tuned(run) -> Run:
-    """A run on a Hub data set, from a Hub model, of a published image size."""
+    """A run on a Hub dataset, from a Hub model, of a published image size."""
     names = {"model": "timm/tinynet_e.in1k", "dataset": "me/flowers"}
     best = copy.deepcopy(run.summary["best"])
     best["per_class"][0] |= {"class": "a|b <script>", "top_1_correct": 1}
@@ -131,8 +131,8 @@ def test_one_of_a_kind_is_singular(run):
     one = {"num_train": 1, "num_validation": 1, "epochs": 1, "steps": 1, "elapsed_s": 1.2}
     environment = run.summary["environment"] | {"cpu_cores": 1}
     card = model_card(dataclasses.replace(run, summary=run.summary | one | {"environment": environment}), "me/x")
-    assert "\n1 picture, 1 epoch, 1 update, 1 second on AMD EPYC (1 core), " in card
-    assert "| 1 held-out picture |" in card
+    assert "\n1 image, 1 epoch, 1 update, 1 second on AMD EPYC (1 core), " in card
+    assert "| 1 held-out image |" in card
 
 
 def test_names_of_any_kind_leave_the_card_whole(run, fine_tuned):
@@ -165,7 +165,7 @@ def test_what_is_unknown_is_left_out(run):
     card = model_card(dataclasses.replace(run, summary=unmeasured, records=[]), "me/x")
     for word in ("None", "null", "nan", "needed", "unknown", "TODO", "images/s", "commit", "| class |"):
         assert word not in card
-    assert "moving average" not in card
+    assert "EMA" not in card
 
 
 # Numbers

@@ -17,9 +17,9 @@ from transformers import AutoImageProcessor, ImageClassificationPipeline, ViTIma
 
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
 from modeling_tinynet.image_processing_tinynet import resize_and_center_crop
-from training.augmentation import EvalTransform
-from training.decoding import decode_rgb
-from training.device_transforms import DeviceTransform
+from training.data.decoding import decode_rgb
+from training.transforms.augmentation import EvalTransform
+from training.transforms.device_transforms import DeviceTransform
 
 SAME = 1e-3  # of one 8-bit step: the same pixels, normalised in another order of operations
 MEAN, STD = np.array([[[0.485]], [[0.456]], [[0.406]]]), np.array([[[0.229]], [[0.224]], [[0.225]]])
@@ -145,7 +145,7 @@ def test_photos_as_tensors_match_timm_to_one_step(variant, photos):
         assert steps_apart(ours, transform(photo)) < 1 + SAME, photo.size
 
 
-def test_pictures_hard_for_torchs_kernel_match_pillow_to_two_steps(photos, china):
+def test_images_hard_for_torchs_kernel_match_pillow_to_two_steps(photos, china):
     """Dithered, slim or enlarged many times: more than one step in fewer than 1 of 10,000 values."""
     for photo in [*photos, china.convert("P").convert("RGB"), china.convert("1").convert("RGB")]:
         resized = transforms.Resize(219, transforms.InterpolationMode.BICUBIC)(photo)

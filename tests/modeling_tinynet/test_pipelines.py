@@ -39,7 +39,7 @@ def theirs(folder) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     """Of unequal sizes, orientations and modes."""
     cat, coffee, rocket, moon = (
         Image.fromarray(getattr(skimage.data, name)()) for name in ("chelsea", "coffee", "rocket", "moon")
@@ -48,14 +48,14 @@ def pictures() -> list[Image.Image]:
     return [cat, coffee.resize((90, 70)), rocket.transpose(Image.Transpose.ROTATE_90), moon]
 
 
-def timm_input(model: nn.Module, picture: Image.Image) -> torch.Tensor:
+def timm_input(model: nn.Module, image: Image.Image) -> torch.Tensor:
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
-    return transform(picture.convert("RGB"))[None]
+    return transform(image.convert("RGB"))[None]
 
 
-def timm_scores(model: nn.Module, picture: Image.Image) -> dict[str, float]:
+def timm_scores(model: nn.Module, image: Image.Image) -> dict[str, float]:
     with torch.inference_mode():
-        scores = model(timm_input(model, picture)).softmax(-1)[0]
+        scores = model(timm_input(model, image)).softmax(-1)[0]
     return dict(zip(NAMES, scores.tolist(), strict=True))
 
 
@@ -65,49 +65,49 @@ def as_dict(scores: list[dict]) -> dict[str, float]:
     return {score["label"]: score["score"] for score in scores}
 
 
-def test_classes_are_scored_as_by_timm(folder, theirs, pictures):
+def test_classes_are_scored_as_by_timm(folder, theirs, images):
     classify = pipeline("image-classification", model=folder)
     assert type(classify.model) is TinyNetForImageClassification
     assert type(classify.image_processor) is TinyNetImageProcessor
-    for picture in pictures:
-        assert as_dict(classify(picture)) == pytest.approx(timm_scores(theirs, picture), abs=1e-5)
+    for image in images:
+        assert as_dict(classify(image)) == pytest.approx(timm_scores(theirs, image), abs=1e-5)
 
 
-def test_paths_and_pictures_score_the_same(folder, pictures, tmp_path):
+def test_paths_and_images_score_the_same(folder, images, tmp_path):
     classify = pipeline("image-classification", model=folder)
-    paths = [str(tmp_path / f"{index}.png") for index in range(len(pictures))]
-    for path, picture in zip(paths, pictures, strict=True):
-        picture.save(path)
-    assert classify(paths) == classify(pictures)
-    assert classify(paths[0]) == classify(pictures[0])
+    paths = [str(tmp_path / f"{index}.png") for index in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        image.save(path)
+    assert classify(paths) == classify(images)
+    assert classify(paths[0]) == classify(images[0])
 
 
-def test_a_batch_of_unequal_sizes_scores_as_each_alone(folder, pictures):
+def test_a_batch_of_unequal_sizes_scores_as_each_alone(folder, images):
     classify = pipeline("image-classification", model=folder)
-    batch = classify(pictures, batch_size=3)
-    for picture, scores in zip(pictures, batch, strict=True):
-        assert as_dict(scores) == pytest.approx(as_dict(classify(picture)), abs=1e-6)
+    batch = classify(images, batch_size=3)
+    for image, scores in zip(images, batch, strict=True):
+        assert as_dict(scores) == pytest.approx(as_dict(classify(image)), abs=1e-6)
 
 
-def test_top_k_gives_the_best_names(folder, theirs, pictures):
+def test_top_k_gives_the_best_names(folder, theirs, images):
     classify = pipeline("image-classification", model=folder)
-    scores = timm_scores(theirs, pictures[0])
+    scores = timm_scores(theirs, images[0])
     best = sorted(scores, key=scores.get, reverse=True)[:2]
-    assert [score["label"] for score in classify(pictures[0], top_k=2)] == best
+    assert [score["label"] for score in classify(images[0], top_k=2)] == best
 
 
-def test_features_match_timm(folder, theirs, pictures):
+def test_features_match_timm(folder, theirs, images):
     extract = pipeline("image-feature-extraction", model=folder)
-    for picture in pictures:
+    for image in images:
         with torch.inference_mode():
-            features = theirs.forward_features(timm_input(theirs, picture))
+            features = theirs.forward_features(timm_input(theirs, image))
             pooled = theirs.forward_head(features, pre_logits=True)
-        np.testing.assert_allclose(extract(picture), features, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(extract(picture, pool=True), pooled, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(extract(image), features, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(extract(image, pool=True), pooled, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("written_by", ["save_pretrained", "timm"])
-def test_a_folder_without_a_processors_file_is_no_dead_end(written_by, folder, theirs, pictures, tmp_path):
+def test_a_folder_without_a_processors_file_is_no_dead_end(written_by, folder, theirs, images, tmp_path):
     if written_by == "timm":
         timm.models.save_for_hf(theirs, tmp_path, model_args={"num_classes": len(NAMES)}, safe_serialization=True)
     else:
@@ -118,7 +118,7 @@ def test_a_folder_without_a_processors_file_is_no_dead_end(written_by, folder, t
     processor = TinyNetImageProcessor.from_pretrained(tmp_path)
     classify = pipeline("image-classification", model=model, image_processor=processor)
 
-    for picture in pictures:
-        by_name = as_dict(classify(picture))
+    for image in images:
+        by_name = as_dict(classify(image))
         scores = [by_name[model.config.id2label[index]] for index in range(len(NAMES))]
-        assert scores == pytest.approx(list(timm_scores(theirs, picture).values()), abs=1e-5)
+        assert scores == pytest.approx(list(timm_scores(theirs, image).values()), abs=1e-5)

@@ -43,7 +43,7 @@ except ImportError:
 else:
     sys.exit("modeling_tinynet can be imported: the test would prove nothing")
 
-folder, picture = sys.argv[1:]
+folder, image = sys.argv[1:]
 config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
@@ -51,7 +51,7 @@ classifier = AutoModelForImageClassification.from_pretrained(folder, trust_remot
 backbone = type(AutoBackbone.from_config(config, trust_remote_code=True)).from_pretrained(folder)
 classify = pipeline("image-classification", model=folder, trust_remote_code=True)
 
-pixel_values = processor(Image.open(picture), return_tensors="pt")["pixel_values"]
+pixel_values = processor(Image.open(image), return_tensors="pt")["pixel_values"]
 with torch.inference_mode():
     tensors = {
         "pixel_values": pixel_values,
@@ -71,7 +71,7 @@ print(json.dumps({
     "classes": {name: [type(made).__module__, type(made).__name__] for name, made in objects.items()},
     "config": config.to_dict(),
     "preprocessor_config": processor.to_dict(),
-    "pipeline": classify(picture, top_k=3),
+    "pipeline": classify(image, top_k=3),
 }))
 """
 
@@ -83,7 +83,7 @@ class Remote:
     folder: Path
     model: TinyNetForImageClassification
     processor: TinyNetImageProcessor
-    picture: Path
+    image: Path
     tensors: dict[str, torch.Tensor]
     report: dict
 
@@ -99,12 +99,12 @@ def remote(tmp_path_factory) -> Remote:
     for made in (model, processor):
         made.save_pretrained(folder)
         custom_object_save(made, folder)  # the file of its class, and the siblings which that imports
-    picture = elsewhere / "coffee.png"
-    Image.fromarray(skimage.data.coffee()).save(picture)
+    image = elsewhere / "coffee.png"
+    Image.fromarray(skimage.data.coffee()).save(image)
 
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, folder, picture],
+        [sys.executable, "-c", SCRIPT, folder, image],
         cwd=elsewhere,
         env={**environment, "HF_MODULES_CACHE": str(elsewhere / "modules"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -112,7 +112,7 @@ def remote(tmp_path_factory) -> Remote:
     )
     assert process.returncode == 0, process.stderr
     tensors = safetensors.torch.load_file(elsewhere / "tensors.safetensors")
-    return Remote(folder, model, processor, picture, tensors, json.loads(process.stdout))
+    return Remote(folder, model, processor, image, tensors, json.loads(process.stdout))
 
 
 def test_every_auto_class_takes_the_folders_own_code(remote):
@@ -129,7 +129,7 @@ def test_every_setting_of_the_files_arrives(remote, name):
 
 
 def test_outputs_are_the_packages_to_the_bit(remote):
-    pixel_values = remote.processor(Image.open(remote.picture), return_tensors="pt")["pixel_values"]
+    pixel_values = remote.processor(Image.open(remote.image), return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         outputs = remote.model(pixel_values, output_hidden_states=True)
         pooler_output = remote.model.tinynet(pixel_values).pooler_output

@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 
 from training import compare
 from training.compare import main
-from training.display import StepTimer
-from training.records import MetricsLog, write_summary
+from training.reporting.console import StepTimer
+from training.reporting.metrics import MetricsLog, write_summary
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig
-from training.config import TrainConfig, read_recipe
+from training.config.train_config import TrainConfig, read_recipe
 from training.explain import RECIPES, explain, lr_schedule, save_lr_curve, warmup_remark
 
 IMAGENET = 1_281_167
@@ -42,17 +42,17 @@ def test_published_run_is_stated_in_its_known_numbers():
     for fact in (
         "tinynet_c at 184 px, 1,000 classes",
         "2,457,234",
-        "99.5 M a picture forward",
+        "99.5 M per image forward",
         "1,281,167 of ILSVRC/imagenet-1k",
-        "1,024 = 8 processes x 128 pictures\n",
-        "1,251, 143 pictures left out",
+        "1,024 = 8 processes x 128 images\n",
+        "1,251, 143 images left out",
         "562,950 in 450 epochs",
         "576,460,800",
         "6,931 updates = 5.54 epochs",
     ):
         assert fact in text
-    pictures = 450 * 1251 * 1024
-    assert f"{3 * 99_536_432 * pictures:.1e} forward and backward" in text
+    images_seen = 450 * 1251 * 1024
+    assert f"{3 * 99_536_432 * images_seen:.1e} forward and backward" in text
 
 
 def test_learning_rates_are_the_published_ones_and_few():
@@ -98,7 +98,7 @@ def test_no_moving_average_is_said_to_be_off():
 
 
 def test_one_process_accumulates_to_the_same_batch():
-    assert "1,024 = 1 process x 128 pictures x 8 accumulated" in explained(published("tinynet_c"), num_processes=1)
+    assert "1,024 = 1 process x 128 images x 8 accumulated" in explained(published("tinynet_c"), num_processes=1)
 
 
 def test_a_batch_that_cannot_be_made_is_refused():
@@ -141,7 +141,7 @@ def test_text_fits_a_terminal(text):
     assert values == {line.index("tinynet_") for line in text.splitlines() if line.startswith("  model")}  # aligned
 
 
-def test_curve_is_a_picture_of_the_schedule(tmp_path):
+def test_curve_shows_the_schedule(tmp_path):
     config = TrainConfig(model="tinynet_c")
     path = tmp_path / "lr.png"
     arguments = {"total_steps": 450 * 1251, "steps_per_epoch": 1251, "title": r"runs/$\foo$"}

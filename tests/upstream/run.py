@@ -11,7 +11,7 @@ The distribution holds the top level of tests/ only. Of what that imports from f
 - the configuration's common arguments (tests/utils) are written anew below;
 - the mixin of the exporters' tests is empty here: `test_exports_with_a_dynamic_batch` is what we have of them;
 - the mixin of the generation tests is empty: TinyNet does not generate;
-- the checks of a single pipeline (tests/pipelines), which want pictures from the network, are ours.
+- the checks of a single pipeline (tests/pipelines), which want images from the network, are ours.
 """
 
 import argparse

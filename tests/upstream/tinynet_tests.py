@@ -44,14 +44,14 @@ transformers_module.TinyNetImageProcessor = TinyNetImageProcessor
 
 
 def examples() -> list[Image.Image]:
-    """Pictures of unequal sizes and of the modes that transformers' own pipeline tests take."""
+    """Images of unequal sizes and of the modes that transformers' own pipeline tests take."""
     random = np.random.default_rng(0)
-    picture = Image.fromarray(random.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-    return [picture, picture.resize((50, 40)), *(picture.convert(mode) for mode in ("RGBA", "LA", "L"))]
+    image = Image.fromarray(random.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    return [image, image.resize((50, 40)), *(image.convert(mode) for mode in ("RGBA", "LA", "L"))]
 
 
 class ImageClassificationPipelineTests:
-    """What `PipelineTesterMixin` asks of a task; transformers' class of this name loads its pictures from the Hub."""
+    """What `PipelineTesterMixin` asks of a task; transformers' class of this name loads its images from the Hub."""
 
     def get_test_pipeline(self, model, tokenizer, image_processor, dtype):
         return ImageClassificationPipeline(model, image_processor=image_processor, top_k=2, dtype=dtype), examples()

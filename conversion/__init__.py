@@ -1,0 +1,1 @@
+"""Readers of other people's checkpoints, one for each family of files."""

@@ -1,0 +1,1 @@
+"""A run's settings: their limits and help, the recipe file, the command line."""

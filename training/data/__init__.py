@@ -1,0 +1,1 @@
+"""Finding and reading a dataset: its files, splits, labels and images."""

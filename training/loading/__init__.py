@@ -1,0 +1,1 @@
+"""Samples in their order: datasets, samplers, streams and loader workers."""

@@ -1,0 +1,1 @@
+"""The network that is trained: built or loaded, its BatchNorm statistics, its EMA."""

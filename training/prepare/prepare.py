@@ -1,0 +1,263 @@
+"""Writes a copy of a dataset as Parquet, with images made smaller once instead of in every epoch.
+
+python -m training.prepare --dataset photos --output photos-256 --shorter_side 256
+
+A small network trains faster than its images can be decoded; most of them are far larger than what it looks at.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from training.config.arguments import add_data_flags, data_config, whole_number
+from training.config.train_config import default_num_workers
+from training.data.fingerprint import FILE_SIZES, data_fingerprint, file_sizes
+from training.data.sources import Splits, load_splits
+from training.errors import DataError
+from training.loading.workers import begin_worker
+from training.prepare.prepared_copy import PreparedCopy, PrepareError, Shard, plan_shards, require_apart
+from training.prepare.shrinking import ShrunkenImages
+from training.reporting.console import format_duration, format_speed
+from training.system.environment import environment
+
+BATCH = 16  # images that a worker makes at once
+EPILOG = """\
+what it changes:
+  Training images whose shorter side is longer than --shorter_side are resized once (bicubic, antialiased) and stored
+  as JPEG; none is enlarged. Random crops are then cut from these, so that small ones have less detail. EXIF
+  orientation is applied, and whatever is no plain JPEG becomes one. Small plain JPEGs are copied byte for byte.
+  Validation images are copied byte for byte, so that the accuracy is that of the published evaluation;
+  --resize_validation makes them smaller too: less to store and to decode, and an accuracy of its own.
+
+An interrupted copy continues with the same command. It is called OUTPUT.partial until it is complete and verified:
+labels one by one, and the sha256 of each shard, which stand in OUTPUT/prepared.json.
+
+exit code:
+  0    the copy is there
+  2    a flag is wrong, an image cannot be decoded, or the copy cannot be written; one sentence says why
+  130  Ctrl-C
+
+examples:
+  python -m training.prepare --dataset photos --output photos-256 --shorter_side 256
+  python -m training.prepare --dataset ILSVRC/imagenet-1k --output in1k-160 --shorter_side 160 --num_workers 16
+  accelerate launch train.py --recipe configuration/tinynet_e.yaml --dataset in1k-160
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.prepare",
+        description=__doc__.splitlines()[0],
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_data_flags(parser)
+    copy = parser.add_argument_group("the copy")
+    copy.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="a new folder, outside of the dataset"
+    )
+    copy.add_argument(
+        "--shorter_side", type=whole_number(1), default=256, metavar="N", help="in pixels (default: %(default)s)"
+    )
+    copy.add_argument(
+        "--quality", type=whole_number(1), default=95, metavar="N", help="of JPEG, 1 to 100 (default: %(default)s)"
+    )
+    copy.add_argument("--resize_validation", action="store_true", help="make validation images smaller too")
+    copy.add_argument(
+        "--on_bad_image",
+        choices=("stop", "skip"),
+        default="stop",
+        help="an image that cannot be decoded: stop, or leave it out (default: %(default)s)",
+    )
+    copy.add_argument(
+        "--shard_size", type=whole_number(1), default=2000, metavar="N", help="images in a file (default: 2000)"
+    )
+    running = parser.add_argument_group("running")
+    running.add_argument(
+        "--num_workers",
+        type=whole_number(0),
+        default=default_num_workers(1),
+        metavar="N",
+        help="processes; 0 works in this one (default: by CPU cores, here %(default)s)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the copy, or continue with it. Returns the exit code."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.quality > 100:
+        parser.error(f"argument --quality: must be a whole number from 1 to 100, got {options.quality}")
+    config = data_config(parser, options)
+    try:
+        require_apart(config.dataset, options.output)
+        splits = load_splits(config.dataset, **config.source())
+        print(splits.description, flush=True)  # or workers, which are forks, print it too
+        prepare(splits, config.dataset, options)
+    except (DataError, PrepareError) as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    except OSError as failure:
+        print(
+            f"error: {failure}: make room or choose another --output; the same command continues with the shards that "
+            "are finished",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command continues with the shards that are finished", file=sys.stderr)
+        return 130
+    return 0
+
+
+def prepare(splits: Splits, dataset: str, options: argparse.Namespace) -> None:
+    """Make the copy of both splits, or continue with it, and say what it is.
+
+    Raises:
+        PrepareError, OSError: see `PreparedCopy`; or an image cannot be decoded.
+    """
+    started_at = time.perf_counter()
+    by_split = {"train": splits.train, "validation": splits.validation}
+    names = ("shorter_side", "quality", "resize_validation", "on_bad_image", "shard_size")
+    identity = {
+        "format": 2,
+        **{name: getattr(options, name) for name in names},
+        "columns": [splits.image_column, splits.label_column],
+        "class_names": splits.class_names,
+        **{
+            f"{name}_fingerprint": data_fingerprint(split, splits.image_column, splits.label_column)
+            for name, split in by_split.items()
+        },
+        **{name + FILE_SIZES: file_sizes(split, splits.image_column) for name, split in by_split.items()},
+    }
+    labels = {name: _labels(split, splits.label_column) for name, split in by_split.items()}
+    plans = {name: plan_shards(name, len(split), options.shard_size) for name, split in by_split.items()}
+    copy = PreparedCopy(options.output, identity)
+    was_complete = copy.is_complete
+    if not was_complete:
+        made = _write_shards(copy, splits, by_split, labels, plans, options)
+    in_copy = copy.verify([shard for plan in plans.values() for shard in plan], labels, splits.label_column)
+    seconds = time.perf_counter() - started_at
+    if not was_complete:
+        copy.finish(_facts(copy, splits, dataset, in_copy))
+        rate = f"{format_speed(made / seconds)} images/s, {format_duration(seconds)}"
+        print(f"{made:,} images at {rate} with {options.num_workers} processes")
+    print(_summary(copy, options))
+
+
+def _labels(split: datasets.Dataset, column: str) -> np.ndarray:
+    return split.select_columns([column]).with_format("arrow")[:][column].to_numpy()
+
+
+def _write_shards(
+    copy: PreparedCopy,
+    splits: Splits,
+    by_split: dict[str, datasets.Dataset],
+    labels: dict[str, np.ndarray],
+    plans: dict[str, list[Shard]],
+    options: argparse.Namespace,
+) -> int:
+    """Write the shards that are not there yet; returns the number of their images."""
+    features = datasets.Features(
+        {
+            splits.image_column: datasets.Image(),
+            splits.label_column: datasets.ClassLabel(names=splits.class_names),
+        }
+    )
+    missing = {name: [shard for shard in plan if not copy.has(shard)] for name, plan in plans.items()}
+    made = sum(shard.stop - shard.start for shards in missing.values() for shard in shards)
+    total = sum(map(len, by_split.values()))
+    with tqdm(total=total, initial=total - made, desc="prepare", unit=" images", dynamic_ncols=True) as bar:
+        for name, split in by_split.items():
+            if not missing[name]:
+                continue
+            is_resized = name == "train" or options.resize_validation
+            images = ShrunkenImages(
+                split,
+                splits.image_column,
+                name,
+                shorter_side=options.shorter_side if is_resized else None,
+                quality=options.quality,
+            )
+            batches = [
+                range(start, min(start + BATCH, shard.stop))
+                for shard in missing[name]
+                for start in range(shard.start, shard.stop, BATCH)
+            ]
+            loader = DataLoader(
+                images,
+                batch_sampler=batches,
+                num_workers=options.num_workers,
+                collate_fn=list,
+                worker_init_fn=begin_worker if options.num_workers else None,
+            )
+            made_batches = iter(loader)
+            for shard in missing[name]:
+                done = []
+                while len(done) < shard.stop - shard.start:
+                    batch = next(made_batches)
+                    bad = next((image.how for image in batch if image.data is None), None)
+                    if bad and options.on_bad_image == "stop":
+                        raise PrepareError(f"{bad}; --on_bad_image skip leaves such images out")
+                    done += batch
+                    bar.update(len(batch))
+                copy.add(shard, done, labels[name][shard.start : shard.stop], features)
+    return made
+
+
+def _facts(copy: PreparedCopy, splits: Splits, dataset: str, labels: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What the manifest says beside the identity and the shards."""
+    counts = {name: np.bincount(ids, minlength=len(splits.class_names)).tolist() for name, ids in labels.items()}
+    return {
+        "source": dataset,
+        "description": splits.description,
+        "environment": environment(),
+        "splits": {
+            name: {
+                "images": len(ids),
+                "by_class": dict(zip(splits.class_names, counts[name], strict=True)),
+            }
+            for name, ids in labels.items()
+        },
+    }
+
+
+def _summary(copy: PreparedCopy, options: argparse.Namespace) -> str:
+    """What the copy is, and what it changes."""
+    shards = copy.shards.values()
+
+    def count(fact: str, split: str | None = None) -> int:
+        return sum(shard[fact] for shard in shards if split in (None, shard["split"]))
+
+    before, after = count("source_bytes"), count("bytes")
+    left_out = [facts["reason"] for shard in shards for facts in shard["left_out"]]
+    lines = [
+        f"{copy.output}: {count('images', 'train'):,} training and {count('images', 'validation'):,} validation "
+        f"images, verified; {_megabytes(before)} -> {_megabytes(after)} ({100 * after / before:.0f} %)",
+        f"{count('resized'):,} images were resized to a shorter side of {options.shorter_side} px, "
+        f"{count('encoded'):,} stored as JPEG in their own size, {count('copied'):,} copied byte for byte",
+        *(f"left out: {reason}" for reason in left_out[:10]),
+        *([f"left out: {len(left_out):,} images in all"] if left_out else []),
+        "what it changes: random crops are cut from the smaller images, so that small crops have less detail; "
+        + (
+            "validation images are smaller too, and the accuracy is not that of the published evaluation"
+            if options.resize_validation
+            else "evaluation sees the original images"
+        ),
+        f"to train on it: the same command with --dataset {copy.output}",
+    ]
+    return "\n".join(lines)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

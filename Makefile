@@ -44,7 +44,7 @@ GPU_PYTHON ?= $(BIN)/python
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(INSTALLED)) ## tests and benchmark that need a GPU, ten minutes, without network
 	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_FLAGS)
 
-docs: $(INSTALLED) ## write the tables and the picture of README.md and docs/ from benchmarks/results/
+docs: $(INSTALLED) ## write the tables and the chart of README.md and docs/ from benchmarks/results/
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.readme
 

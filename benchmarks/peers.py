@@ -1,5 +1,5 @@
 """
-Draws the README's picture: accuracy on ImageNet-1k against multiply-adds, TinyNet beside other small networks.
+Draws the README's chart: accuracy on ImageNet-1k against multiply-adds, TinyNet beside other small networks.
 
     python -m benchmarks.peers             # rewrites docs/accuracy.png from benchmarks/results/peers.csv
 
@@ -75,7 +75,7 @@ def read_peers() -> list[Peer]:
 
 
 def fingerprint() -> str:
-    """What the picture is drawn from: the data and this script."""
+    """What the chart is drawn from: the data and this script."""
     return hashlib.sha256(PEERS.read_bytes() + Path(__file__).read_bytes()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""The picture of the README shows published numbers; what can be recomputed of them is."""
+"""The chart of the README shows published numbers; what can be recomputed of them is."""
 
 import csv
 import json
@@ -54,7 +54,7 @@ def test_every_number_says_where_it_was_published():
             assert bool(row["speed_source"]) == bool(row["cpu_images_per_s"]) == bool(row["gpu_images_per_s"])
 
 
-def test_the_picture_was_drawn_from_this_data():
+def test_the_chart_was_drawn_from_this_data():
     with Image.open(PLOT) as image:
         assert image.size == (1200, 700)
         assert image.text["Source"] == fingerprint(), "run python -m benchmarks.peers"

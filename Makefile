@@ -12,10 +12,10 @@ PYTEST := $(BIN)/python -m pytest -q -n logical --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test faults upstream oldest gpu quality format clean
+.PHONY: help train test faults upstream oldest gpu docs quality format clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
 
 train: $(INSTALLED) ## train TinyNet-E on handwritten digits, a few minutes on two CPU cores
 	$(BIN)/accelerate launch --quiet --config_file configuration/accelerate/cpu.yaml \
@@ -25,7 +25,7 @@ train: $(INSTALLED) ## train TinyNet-E on handwritten digits, a few minutes on t
 test: $(INSTALLED) ## run all tests that need no GPU, without network
 	$(PYTEST) -m "not gpu"
 
-faults: $(INSTALLED) ## kill, damage and starve training in every way of the table in the README, half an hour
+faults: $(INSTALLED) ## kill, damage and starve training in every way that docs/fault-tolerance.md lists, half an hour
 	$(PYTEST) -m fault --thorough --faults_table=benchmarks/results/faults.json tests
 
 upstream: $(INSTALLED) ## run transformers' own tests of a vision model on TinyNet (downloads their sources)
@@ -43,6 +43,10 @@ oldest: $(OLDEST)/.installed ## test the model and the trainer with the oldest v
 GPU_PYTHON ?= $(BIN)/python
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(INSTALLED)) ## tests and benchmark that need a GPU, ten minutes, without network
 	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_FLAGS)
+
+docs: $(INSTALLED) ## write the tables and the chart of README.md and docs/ from benchmarks/results/
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.readme
 
 quality: $(INSTALLED) .venv/mlinter-rules.toml ## lint, formatting, model structure, types
 	$(BIN)/ruff check .

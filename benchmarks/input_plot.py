@@ -1,4 +1,4 @@
-"""Draws the results of `benchmarks.input` for the README."""
+"""Draws the results of `benchmarks.input` for docs/benchmarks.md."""
 
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
             panel.axhline(limit, color="black", linestyle=":", label="decoding alone, one core")
             panel.set_xticks(range(len(of_size)), [_workers(row["num_workers"]) for row in of_size])
             panel.set_title(f"{image_size} px")
-        axes[0].set_ylabel("images/s, from JPEG files to normalised batches")
+        axes[0].set_ylabel("images/s, from JPEG files to normalized batches")
         figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=5)
         write_png(figure, path)
 

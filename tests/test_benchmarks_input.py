@@ -106,4 +106,4 @@ def test_a_short_run_writes_what_the_readme_shows(tmp_path, monkeypatch):
     output.write_text(json.dumps(report))
     monkeypatch.setattr(readme, "RESULTS", tmp_path)
     text = readme.input_table()
-    assert text.count("| 106 px |") == 4 and "docs/input.png" in text
+    assert text.count("| 106 px |") == 4 and "(input.png)" in text

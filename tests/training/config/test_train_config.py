@@ -529,7 +529,7 @@ def test_several_nodes_launch_eight_processes_on_each():
 # The table for people who come from the MindSpore trainer
 
 
-DOCUMENT = (ROOT / "docs" / "mindspore_flags.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs" / "mindspore.md").read_text(encoding="utf-8")
 ROWS = [line.split("|")[1:4] for line in DOCUMENT.splitlines() if line.startswith("| `")]
 LAUNCHER_FLAGS = {option for action in launch_command_parser()._actions for option in action.option_strings}
 

@@ -264,8 +264,8 @@ class TinyNetImageProcessor(TorchvisionBackend):
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    size = {"shortest_edge": 219}
-    crop_size = {"height": 192, "width": 192}
+    size: SizeDict = {"shortest_edge": 219}  # which the constructor turns into a SizeDict
+    crop_size: SizeDict = {"height": 192, "width": 192}
     default_to_square = False
     do_convert_rgb = True
     do_grayscale = False

@@ -105,7 +105,7 @@ def checked_archive(path: Path) -> tuple[io.BytesIO, str | None]:
             has_checksums = any(part.CRC != 0 for part in parts)
             for part in parts:
                 if not has_checksums:
-                    part.CRC = None  # not compared, then
+                    part.CRC = None  # type: ignore[assignment]  # not compared, then
                 new = zipfile.ZipInfo(part.filename)
                 new.file_size = part.file_size
                 with archive.open(part) as source, copy.open(new, "w") as target:

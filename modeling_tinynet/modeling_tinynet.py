@@ -212,7 +212,7 @@ class TinyNetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """timm's "goog" initialisation: convolutions N(0, sqrt(2 / fan_out)), linear U(+-1/sqrt(out)), biases 0."""
+        """timm's "goog" initialization: convolutions N(0, sqrt(2 / fan_out)), linear U(+-1/sqrt(out)), biases 0."""
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
@@ -268,7 +268,7 @@ class TinyNetModel(TinyNetEncoder):
     ) -> BaseModelOutputWithPoolingAndNoAttention:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalised images.
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalized images.
 
         Returns:
             `last_hidden_state` (batch, hidden_size, height / 32, width / 32), `pooler_output` (batch, hidden_size),
@@ -305,7 +305,7 @@ class TinyNetForImageClassification(TinyNetPreTrainedModel):
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalised images.
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalized images.
             labels (`torch.Tensor`, *optional*): Class ids (batch,) for cross-entropy, or floats of shape
                 (batch, num_labels) for binary cross-entropy, or floats for a mean squared error, by
                 `config.problem_type`, which is worked out from the labels when not given.
@@ -337,7 +337,7 @@ class TinyNetBackbone(BackboneMixin, TinyNetEncoder):
     def forward(self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalised images.
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalized images.
 
         Returns:
             `feature_maps`, one (batch, channels, height, width) for each name in `config.out_features`.

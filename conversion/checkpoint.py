@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,11 @@ class Checkpoint:
     checksum: str | None  # the checks that the numbers passed; None if the format has none
     settings: dict[str, Any] = field(default_factory=dict)  # TinyNetConfig's fields that the file states
     notes: list[str] = field(default_factory=list)  # lines for the report
+
+
+def one_set_only(path: Path) -> ConversionError:
+    """The error of `--ema` where there is no choice."""
+    return ConversionError(f"{path} holds one set of weights and not that they are an average: omit --ema")
 
 
 def checked_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:

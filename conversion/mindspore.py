@@ -3,7 +3,7 @@
 import functools
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ def read_mindspore_safetensors(path: Path, tensors: dict[str, torch.Tensor], crc
     if crc is not None:
         found = 0
         for name in sorted(tensors):
-            found = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy(), zlib.crc32(name.encode(), found))
+            found = zlib.crc32(
+                tensors[name].flatten().view(torch.uint8).numpy().data, zlib.crc32(name.encode(), found)
+            )
         if str(found) != crc:
             raise ConversionError(f"{path} is damaged: its checksum is of other bytes")
     entries = [(name, functools.partial(checked_tensor, name, tensor)) for name, tensor in tensors.items()]
@@ -85,7 +87,7 @@ def read_mindspore_safetensors(path: Path, tensors: dict[str, torch.Tensor], crc
 
 
 def mindspore_checkpoint(
-    path: Path, entries: list[tuple[str, Callable[[], torch.Tensor]]], checksum: str | None
+    path: Path, entries: Sequence[tuple[str, Callable[[], torch.Tensor]]], checksum: str | None
 ) -> Checkpoint:
     """
     Args:

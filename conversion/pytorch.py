@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from conversion.checkpoint import COUNTER, Checkpoint, ConversionError, checked_tensor
+from conversion.checkpoint import COUNTER, Checkpoint, ConversionError, checked_tensor, one_set_only
 from conversion.mindspore import read_mindspore_safetensors
 from conversion.timm_settings import timm_settings
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification
@@ -105,7 +105,7 @@ def checked_archive(path: Path) -> tuple[io.BytesIO, str | None]:
             has_checksums = any(part.CRC != 0 for part in parts)
             for part in parts:
                 if not has_checksums:
-                    part.CRC = None  # not compared, then
+                    part.CRC = None  # type: ignore[assignment]  # not compared, then
                 new = zipfile.ZipInfo(part.filename)
                 new.file_size = part.file_size
                 with archive.open(part) as source, copy.open(new, "w") as target:
@@ -164,7 +164,7 @@ def find_weights(path: Path, content: Any, ema: bool) -> tuple[dict[Any, Any], l
     candidates = networks or list(sets)
     if not candidates or any(str(name).endswith(STEM) for name in content):
         if ema:
-            raise ConversionError(f"{path} holds one set of weights and not that they are an average: omit --ema")
+            raise one_set_only(path)
         if not has_tensors(content):
             entries = ", ".join(repr(key) for key in list(content)[:3])
             raise ConversionError(f"{path} holds no state dict; its first entries are {entries}")

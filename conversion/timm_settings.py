@@ -43,8 +43,9 @@ def timm_settings(arguments: Any) -> tuple[dict[str, Any], list[str]]:
         notes.append(f"preprocessing difference: it was trained with timm's {written(options, 'interpolation')}")
     fields = {ours: numbers(options, name) for name, ours in FIELDS.items() if options.get(name) is not None}
     for name in ("image_mean", "image_std"):
-        if isinstance(fields.get(name), list) and len(fields[name]) == 1:
-            fields[name] = fields[name] * 3  # timm takes one number for all channels
+        value = fields.get(name)
+        if isinstance(value, list) and len(value) == 1:
+            fields[name] = value * 3  # timm takes one number for all channels
     if options.get("bn_tf"):
         fields.setdefault("batch_norm_eps", TENSORFLOW_EPS)
     if options.get("input_size"):

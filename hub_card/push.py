@@ -9,6 +9,7 @@ shows nothing of it before all is there. A card that was edited by hand on the H
 
 import argparse
 import difflib
+import io
 import re
 import shlex
 import sys
@@ -221,5 +222,6 @@ def tree(files: dict[str, bytes | Path]) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a card may hold what the terminal's encoding lacks
-    sys.exit(main())
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None where the shell closed it
+        sys.stdout.reconfigure(errors="backslashreplace")  # a card may hold what the terminal's encoding lacks
+    main()

@@ -121,7 +121,7 @@ def pil_to_rgb(image: ImageInput) -> ImageInput:
             )
         image = tvF.to_pil_image(((values * 255 + 32767) // 65535).to(torch.uint8))
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours; on the straight way Pillow warns
+        image = image.convert("RGBA")  # the same colors; on the straight way Pillow warns
     return image.convert("RGB")
 
 
@@ -143,7 +143,7 @@ def resize_and_center_crop(image: torch.Tensor, resize_size: int, image_size: in
     """
     The geometry of the evaluation transform on a decoded image, in 8-bit arithmetic.
 
-    The shorter side is resized to `resize_size` (bicubic, antialiased, the longer side rounded down), then the centre
+    The shorter side is resized to `resize_size` (bicubic, antialiased, the longer side rounded down), then the center
     is cut out; an offset of half a pixel is rounded half to even, and what the image lacks is zero. An image in
     channels-last memory (`hwc.permute(2, 0, 1)`) is resized fastest, and stays in it.
 
@@ -223,7 +223,7 @@ def _timm_settings(pretrained_cfg: dict[str, Any], config: TinyNetConfig) -> dic
 class TinyNetImageProcessor(TorchvisionBackend):
     r"""
     The published evaluation transform of TinyNet: resize the shorter side to `floor(image_size / crop_pct)` pixels
-    (bicubic, antialiased, on 8-bit pixels), cut out the central `image_size` square, divide by 255, normalise. The
+    (bicubic, antialiased, on 8-bit pixels), cut out the central `image_size` square, divide by 255, normalize. The
     pixels of an upright RGB image of Pillow come out as from timm's `create_transform` for the same model;
     transformers' own processors floor the crop's offset, which shifts the images for TinyNet-A and E by one pixel.
     The defaults are TinyNet-A's; [`TinyNetImageProcessor.from_config`] gives any other model's.
@@ -264,8 +264,8 @@ class TinyNetImageProcessor(TorchvisionBackend):
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    size = {"shortest_edge": 219}
-    crop_size = {"height": 192, "width": 192}
+    size: SizeDict = {"shortest_edge": 219}  # which the constructor turns into a SizeDict
+    crop_size: SizeDict = {"height": 192, "width": 192}
     default_to_square = False
     do_convert_rgb = True
     do_grayscale = False

@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""PyTorch TinyNet: block -> stage -> model, classifier, backbone. Modules and parameters carry timm's names."""
+"""PyTorch TinyNet: block -> stage -> encoder -> model, classifier, backbone. Parameters carry timm's names."""
 
 import math
 
@@ -212,7 +212,7 @@ class TinyNetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """timm's "goog" initialisation: convolutions N(0, sqrt(2 / fan_out)), linear U(+-1/sqrt(out)), biases 0."""
+        """timm's "goog" initialization: convolutions N(0, sqrt(2 / fan_out)), linear U(+-1/sqrt(out)), biases 0."""
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
@@ -225,7 +225,28 @@ class TinyNetPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
-class TinyNetModel(TinyNetPreTrainedModel):
+# Its subclasses call `post_init`, when they are complete: once here and once there would draw other initial weights.
+class TinyNetEncoder(TinyNetPreTrainedModel):  # trf-ignore: TRF013
+    """
+    Stem and stages. Model and backbone inherit them: as a submodule they would put a prefix before timm's names.
+    """
+
+    def __init__(self, config: TinyNetConfig):
+        super().__init__(config)
+        config.validate_consistency()  # of fields that may have been set since it was made
+        self.conv_stem = nn.Conv2d(config.num_channels, config.stem_channels, 3, stride=2, padding=1, bias=False)
+        self.bn1 = _batch_norm(config, config.stem_channels)
+        self.activation = TinyNetActivation(config)
+        self.blocks = nn.ModuleList(TinyNetStage(config, index) for index in range(len(config.depths)))
+
+    def stem(self, pixel_values: torch.FloatTensor) -> torch.Tensor:
+        """(batch, num_channels, height, width) to (batch, stem_channels, height / 2, width / 2)."""
+        if self.training and not torch.compiler.is_compiling():
+            warn_of_unsaved_statistics(self)
+        return self.activation(self.bn1(self.conv_stem(pixel_values)))
+
+
+class TinyNetModel(TinyNetEncoder):
     """
     TinyNet without a classifier. Parameter names are timm's, so a timm checkpoint is a checkpoint of this class.
 
@@ -236,11 +257,6 @@ class TinyNetModel(TinyNetPreTrainedModel):
 
     def __init__(self, config: TinyNetConfig):
         super().__init__(config)
-        config.validate_consistency()  # of fields that may have been set since it was made
-        self.conv_stem = nn.Conv2d(config.num_channels, config.stem_channels, 3, stride=2, padding=1, bias=False)
-        self.bn1 = _batch_norm(config, config.stem_channels)
-        self.activation = TinyNetActivation(config)
-        self.blocks = nn.ModuleList(TinyNetStage(config, index) for index in range(len(config.depths)))
         self.conv_head = nn.Conv2d(config.hidden_sizes[-1], config.hidden_size, kernel_size=1, bias=False)
         self.bn2 = _batch_norm(config, config.hidden_size)
         self.post_init()
@@ -252,15 +268,13 @@ class TinyNetModel(TinyNetPreTrainedModel):
     ) -> BaseModelOutputWithPoolingAndNoAttention:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalised images.
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalized images.
 
         Returns:
             `last_hidden_state` (batch, hidden_size, height / 32, width / 32), `pooler_output` (batch, hidden_size),
             and with `output_hidden_states=True` the outputs of the stem and of each stage.
         """
-        if self.training and not torch.compiler.is_compiling():
-            warn_of_unsaved_statistics(self)
-        hidden_states = self.activation(self.bn1(self.conv_stem(pixel_values)))
+        hidden_states = self.stem(pixel_values)
         for stage in self.blocks:
             hidden_states = stage(hidden_states)
         hidden_states = self.activation(self.bn2(self.conv_head(hidden_states)))
@@ -291,7 +305,7 @@ class TinyNetForImageClassification(TinyNetPreTrainedModel):
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalised images.
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalized images.
             labels (`torch.Tensor`, *optional*): Class ids (batch,) for cross-entropy, or floats of shape
                 (batch, num_labels) for binary cross-entropy, or floats for a mean squared error, by
                 `config.problem_type`, which is worked out from the labels when not given.
@@ -305,7 +319,7 @@ class TinyNetForImageClassification(TinyNetPreTrainedModel):
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
-class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
+class TinyNetBackbone(BackboneMixin, TinyNetEncoder):
     """TinyNet's stem and stages as feature maps for detection and segmentation heads."""
 
     has_attentions = False
@@ -313,14 +327,9 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
 
     def __init__(self, config: TinyNetConfig):
         super().__init__(config)
-        config.validate_consistency()
         if not config.out_features:
             raise ValueError(f"out_features or out_indices must name a stage of {config.stage_names}, got none")
         self.num_features = [config.stem_channels, *config.hidden_sizes]
-        self.conv_stem = nn.Conv2d(config.num_channels, config.stem_channels, 3, stride=2, padding=1, bias=False)
-        self.bn1 = _batch_norm(config, config.stem_channels)
-        self.activation = TinyNetActivation(config)
-        self.blocks = nn.ModuleList(TinyNetStage(config, index) for index in range(len(config.depths)))
         self.post_init()
 
     @can_return_tuple
@@ -328,14 +337,12 @@ class TinyNetBackbone(BackboneMixin, TinyNetPreTrainedModel):
     def forward(self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalised images.
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): Normalized images.
 
         Returns:
             `feature_maps`, one (batch, channels, height, width) for each name in `config.out_features`.
         """
-        if self.training and not torch.compiler.is_compiling():
-            warn_of_unsaved_statistics(self)
-        hidden_states = self.activation(self.bn1(self.conv_stem(pixel_values)))
+        hidden_states = self.stem(pixel_values)
         all_hidden_states: tuple[torch.Tensor, ...] = (hidden_states,)
         for stage in self.blocks:
             hidden_states = stage(hidden_states)

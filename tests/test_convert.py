@@ -165,7 +165,7 @@ def test_conversion_says_what_it_did(converted):
         f"used 197 of them, the network's tensors: {parameters:,} parameters",
         "added 31 num_batches_tracked that the file lacks, as 0",
         "checksum: this file has none, so that a changed bit among its numbers cannot be noticed",
-        "recognised tinynet_e with 10 classes, 'LABEL_0' to 'LABEL_9'",
+        "recognized tinynet_e with 10 classes, 'LABEL_0' to 'LABEL_9'",
         "model difference: none, all 228 tensors",
         "preprocessing difference: none, it is the published one",
         "preprocessing: shorter side to 121 px (bicubic, antialiased), central 106 px",
@@ -427,6 +427,12 @@ def test_output_that_cannot_be_written_is_named_and_nothing_left(refused, tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert "new/folder cannot be written: " in sentence and "File too large" in sentence
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_closed_standard_output_does_not_stop_a_conversion(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after `>&-`
+    convert.main([str(MINDSPORE), str(tmp_path / "output")])
+    assert {path.name for path in (tmp_path / "output").iterdir()} == FILES
 
 
 def test_terminal_without_a_letter_does_not_stop_a_conversion(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import convert
 from conversion.checkpoint import Checkpoint, ConversionError
+from conversion.network import recognize
 from modeling_tinynet import (
     TINYNET_VARIANTS,
     TinyNetConfig,
@@ -46,7 +47,7 @@ def test_pytorch_checkpoint_gives_timms_logits_to_the_bit(variant, tmp_path, cap
     theirs = timm_network(variant)
     convert.main([str(save(tmp_path / "huawei.pth", wrapped(theirs.state_dict()))), str(tmp_path / "output")])
     printed = capsys.readouterr().out
-    assert f"recognised {variant} with 1,000 classes, 'tench' to 'toilet tissue'" in printed
+    assert f"recognized {variant} with 1,000 classes, 'tench' to 'toilet tissue'" in printed
     assert "ignored 1 of them, the training's state, such as 'epoch'" in printed
 
     ours = TinyNetForImageClassification.from_pretrained(tmp_path / "output")
@@ -311,7 +312,7 @@ def test_wrappers_prefixes_are_left_out(tmp_path, state_dict, prefix, own):
     wrapped = {prefix + name: tensor for name, tensor in zip(names, state_dict.values(), strict=True)}
     found = in_memory(wrapped, tmp_path / "wrapped.pth")
     assert [*found.tensors] == [*state_dict]
-    assert convert.recognize(found) == ("tinynet_e", 3)
+    assert recognize(found) == ("tinynet_e", 3)
 
 
 def test_names_that_a_compiled_part_has(tmp_path, state_dict):
@@ -403,7 +404,7 @@ def test_network_of_another_size_is_refused_in_one_sentence(refused, tmp_path, f
 def test_few_classes(tmp_path, capsys, num_classes):
     network = timm_network("tinynet_e", num_classes)
     convert.main([str(save(tmp_path / "few.pth", network.state_dict())), str(tmp_path / "output")])
-    assert f"recognised tinynet_e with {num_classes} class" in capsys.readouterr().out
+    assert f"recognized tinynet_e with {num_classes} class" in capsys.readouterr().out
     ours = copy.deepcopy(TinyNetForImageClassification.from_pretrained(tmp_path / "output"))
     image = torch.randn(1, 3, 106, 106, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -116,7 +116,11 @@ def save_comparison(runs: Sequence[Run], png_path: Path) -> None:
         for name, axes in (("loss", loss), ("lr", lr), ("speed", speed), ("raw", accuracy), ("ema", accuracy)):
             widths = _line_widths(curves[name])
             for (x, y), width, color, style in zip(curves[name], widths, colors, styles, strict=True):
-                line = {"color": color, "linewidth": width, "linestyle": "--" if name == "raw" else "-"}
+                line: dict[str, Any] = {
+                    "color": color,
+                    "linewidth": width,
+                    "linestyle": "--" if name == "raw" else "-",
+                }
                 if name == "lr":
                     line["drawstyle"] = style
                 elif name != "loss":

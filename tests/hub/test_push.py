@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -318,3 +319,13 @@ def test_a_token_is_in_no_traceback_log_or_file(hub, api, run, tmp_path, caplog,
     assert "/api/models/me/x/commit/main" in output
     assert TOKEN not in output
     assert [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_a_closed_standard_output_hides_no_mistake(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after `>&-`
+    monkeypatch.setattr(sys, "argv", ["hub_card.push", str(tmp_path / "none"), "--repo", "me/flowers"])
+    monkeypatch.delitem(sys.modules, "hub_card.push")  # or runpy warns of running it twice
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module("hub_card.push", run_name="__main__")
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == f"error: there is no folder {tmp_path / 'none'}; name the folder of a run\n"

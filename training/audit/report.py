@@ -104,7 +104,8 @@ def _class_order(summary: dict[str, Any]) -> list[str]:
 
 
 def _sizes(summary: dict[str, Any]) -> list[str]:
-    rows, shares = [("", "min", "median", "max")], []
+    rows: list[Sequence[str]] = [("", "min", "median", "max")]
+    shares = []
     for name, split in summary["splits"].items():
         if split["sizes"] is None:
             continue

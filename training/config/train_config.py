@@ -28,7 +28,7 @@ class Range:
     """The values a field may take: `words` complete the sentence "<field> must be ..."."""
 
     words: str
-    contains: Callable[[Any], bool]
+    contains: Callable[[Any], object]  # true for those
 
 
 def _is_repository(text: str) -> bool:

@@ -147,7 +147,7 @@ def _choose_validation(
     """(the folder to evaluate on, test folders that were passed over and why)"""
     if wanted is not None:
         return (wanted if wanted in folders and wanted != train else None), {}
-    passed_over = {}
+    passed_over: dict[str, str] = {}
     classes = set(map(composed, list_folder(root / train)[0]))
     for name in validation_candidates(folders, train):
         own = list_folder(root / name)[0]

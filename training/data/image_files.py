@@ -127,7 +127,9 @@ def starts_like_image(start: bytes) -> bool:
 def unread_kind(start: bytes) -> str | None:
     """HEIC, AVIF or JPEG XL where the first bytes of a file are of that kind and it cannot be read here."""
     kind = _kind_by_package(start)
-    ending = {HEIC: ".heic", AVIF: ".avif", JPEG_XL: ".jxl"}.get(kind)
+    if kind is None:
+        return None
+    ending = {HEIC: ".heic", AVIF: ".avif", JPEG_XL: ".jxl"}[kind]
     return kind if ending in UNREAD_ENDINGS else None
 
 

@@ -91,12 +91,12 @@ def load_splits(
         streaming=streaming,
     )
     splits, wanted = found.splits, train_split
-    train_split = find_train_split(splits, wanted)
-    for split in (train_split or wanted, validation_split):
+    train_split = find_train_split(splits, wanted) or wanted
+    for split in (train_split, validation_split):
         if split is not None and split not in splits:
             raise DataError(f"{dataset} has no split {split!r}; its splits are {listed(splits)}")
     image_column, label_column = _find_columns(dataset, splits[train_split], image_column, label_column)
-    without_labels = []
+    without_labels: list[str] = []
     if validation_split is None:
         validation_split, without_labels = _choose_validation(splits, train_split, label_column)
     chosen = {}
@@ -161,7 +161,7 @@ def _absent(kind: str, ids: np.ndarray, names: list[str]) -> list[str]:
 
 def _choose_validation(splits: dict[str, Split], train_split: str, label_column: str) -> tuple[str | None, list[str]]:
     """(the split to evaluate on, test splits that were passed over because their labels are kept secret)"""
-    without_labels = []
+    without_labels: list[str] = []
     for split in validation_candidates(splits, train_split):
         if not (may_lack_labels(split) and _lacks_labels(splits[split], label_column)):
             return split, without_labels

@@ -241,7 +241,9 @@ def _step_rate(
             ema.update(network)
 
     first_s = _seconds(forward_backward, device) + _seconds(update, device)  # compilation, and the optimizer's state
-    backward_s, update_s, spent_s = [], [], 0.0
+    backward_s: list[float] = []
+    update_s: list[float] = []
+    spent_s = 0.0
     while len(backward_s) < 2 or spent_s < seconds:
         backward_s.append(_seconds(forward_backward, device))
         update_s.append(_seconds(update, device))

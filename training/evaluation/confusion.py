@@ -17,7 +17,8 @@ from training.reporting.curves import LITERAL_TEXT, write_png
 
 MAX_NAMED_CLASSES = 30  # more names would overlap
 MAX_SHARES = 15  # classes; with more, a cell has no room for a second line
-COLORS = ScalarMappable(Normalize(0, 100), "Blues")
+PERCENT = Normalize(0, 100)
+COLORS = ScalarMappable(PERCENT, "Blues")
 
 
 class Panel(NamedTuple):
@@ -49,7 +50,7 @@ def save_confusion(panels: Sequence[Panel], path: str | os.PathLike[str]) -> Non
 def _draw(axes: Axes, panel: Panel) -> None:
     counts, totals = np.array(panel.result.confusion), np.array(panel.result.class_total)
     percents = 100 * counts / totals[:, None].clip(min=1)  # of all its images, those without a prediction too
-    axes.imshow(percents, cmap=COLORS.cmap, norm=COLORS.norm)
+    axes.imshow(percents, cmap=COLORS.cmap, norm=PERCENT)
     axes.set(title=f"{panel.title}\n{panel.result}", xlabel="prediction", ylabel="class")
     if len(counts) > MAX_NAMED_CLASSES:
         return

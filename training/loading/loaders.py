@@ -107,7 +107,7 @@ def build_dataset(
     positions: StreamPositions | None = None,
     replace_bad_images: bool = False,
 ) -> ImageDataset | StreamedEvaluation | StreamedTraining:
-    """The dataset of one rank for a stored split or a stream.
+    """The dataset of one rank for a stored split or a stream, for `build_train_loader` or `build_eval_loader`.
 
     Args:
         columns: of images and of labels.
@@ -116,16 +116,16 @@ def build_dataset(
     """
     if isinstance(split, datasets.Dataset):
         return ImageDataset(split, *columns, transform, num_classes, seed=seed, replace_bad_images=replace_bad_images)
-    shared = {"rank": rank, "num_processes": num_processes}
     if positions is None:
-        return StreamedEvaluation(split, *columns, transform, num_classes, **shared)
+        return StreamedEvaluation(split, *columns, transform, num_classes, rank=rank, num_processes=num_processes)
     return StreamedTraining(
         split,
         *columns,
         transform,
         num_classes,
         seed=seed,
-        **shared,
+        rank=rank,
+        num_processes=num_processes,
         first_batch=positions.first_batch,
         positions=positions.tensor.clone(),
         replace_bad_images=replace_bad_images,
@@ -133,7 +133,7 @@ def build_dataset(
 
 
 def build_train_loader(
-    dataset: ImageDataset | StreamedTraining,
+    dataset: ImageDataset | StreamedEvaluation | StreamedTraining,
     plan: TrainingPlan,
     *,
     rank: int,
@@ -152,8 +152,10 @@ def build_train_loader(
         the images in channels-last memory.
 
     Raises:
-        ValueError: a stream with a plan that keeps short batches.
+        ValueError: a stream that ends, or a stream with a plan that keeps short batches.
     """
+    if isinstance(dataset, StreamedEvaluation):
+        raise ValueError("training needs a stream that does not end: give build_dataset the positions to begin at")
     if isinstance(dataset, StreamedTraining):
         if not plan.drop_last:
             raise ValueError("a stream has no last, short batch to keep: set drop_last")
@@ -165,7 +167,7 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    dataset: ImageDataset | StreamedEvaluation,
+    dataset: ImageDataset | StreamedEvaluation | StreamedTraining,
     *,
     batch_size: int,
     rank: int = 0,
@@ -175,7 +177,12 @@ def build_eval_loader(
     """Batches of one rank for one exact evaluation: over all ranks each sample exactly once, the last batch short.
 
     A rank's loader may be empty. Its workers wait for the next evaluation instead of ending.
+
+    Raises:
+        ValueError: a stream that does not end.
     """
+    if isinstance(dataset, StreamedTraining):
+        raise ValueError("evaluation needs a stream that ends: give build_dataset no positions")
     options = _loader_options(num_workers) | {"persistent_workers": num_workers > 0}
     if isinstance(dataset, StreamedEvaluation):
         return DataLoader(dataset, batch_size=batch_size, **options)

@@ -61,9 +61,10 @@ class StreamedEvaluation(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         num_workers, worker = _worker()
+        images, labels = self.columns
         indices = itertools.count(self.rank * num_workers + worker, self.num_processes * num_workers)
         for row, index in zip(self.split, indices, strict=False):
-            yield make_sample(*(row[name] for name in self.columns), self.transform, self.num_classes, (0, 0, index))
+            yield make_sample(row[images], row[labels], self.transform, self.num_classes, (0, 0, index))
 
 
 class StreamedTraining(IterableDataset):
@@ -193,8 +194,10 @@ class StreamPositions:
     ) -> None:
         shape = (num_processes, max(1, num_workers), 4)
         self.first_batch = first_batch
-        self.is_exact = saved is not None and tuple(saved.shape) == shape
-        self.tensor = saved[rank].clone() if self.is_exact else torch.tensor([[epoch, 0, 0, 0]]).repeat(shape[1], 1)
+        if saved is not None and tuple(saved.shape) == shape:
+            self.is_exact, self.tensor = True, saved[rank].clone()
+        else:
+            self.is_exact, self.tensor = False, torch.tensor([[epoch, 0, 0, 0]]).repeat(shape[1], 1)
 
     def followed(self, batches: Iterator[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
         """The loader's micro-batches, each noted as it is handed on."""

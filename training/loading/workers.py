@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from types import FrameType
 
 import torch
@@ -27,7 +27,9 @@ def begin_worker(worker_id: int) -> None:
         os.nice(19)
 
 
-def batches_in_time(loader: Iterable[dict[str, torch.Tensor]], timeout_s: int) -> Iterator[dict[str, torch.Tensor]]:
+def batches_in_time(
+    loader: Iterable[dict[str, torch.Tensor]], timeout_s: int
+) -> Generator[dict[str, torch.Tensor], None, None]:
     """The loader's batches, in the main thread. `DataLoader`'s own timeout does not cover a worker that stops after it
     has announced a batch: fetching the batch from it blocks.
 

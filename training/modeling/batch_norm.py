@@ -60,4 +60,5 @@ def _statistics(models: Iterable[nn.Module]) -> list[Tensor]:
         for module in model.modules()
         if isinstance(module, _BatchNorm) and module.track_running_stats
         for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
     ]

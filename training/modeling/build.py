@@ -81,7 +81,7 @@ def _keep_head(network: TinyNetForImageClassification, saved: SavedModel) -> str
         return f"head: new, {len(class_names)} classes ({saved.headless})"
     rows = head_rows(class_names, saved.labels)
     in_order = list(range(len(saved.labels)))
-    if None in rows or sorted(rows) != in_order:
+    if sorted(row for row in rows if row is not None) != in_order or None in rows:
         return f"head: new, {len(class_names)} classes for {len(saved.labels)}"
     head = {name: tensor[rows] for name, tensor in saved.network.classifier.state_dict().items()}
     network.classifier.load_state_dict(head)

@@ -64,7 +64,7 @@ def build_schedule(
     def cosine(step: int) -> float:
         if step < warmup_steps:
             return float(start + step * (peak - start) / warmup_steps)
-        progress = min(Fraction(step - warmup_steps, total_steps - warmup_steps), 1)
+        progress = min(Fraction(step - warmup_steps, total_steps - warmup_steps), Fraction(1))
         return float(lowest) + float(peak - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
     if name == "staircase":

@@ -53,7 +53,7 @@ class _Chunk:
         """The formula of RMSpropTF, its operations in timm's order, so that they round alike."""
         group = self.group
         self.step.add_(1)  # nothing here needs the count, but timm's class cannot continue without one
-        torch._foreach_copy_(self.gradients, [p.grad for p in self.params])
+        torch._foreach_copy_(self.gradients, [p.grad for p in self.params if p.grad is not None])
         if group["weight_decay"] != 0:
             torch._foreach_add_(self.gradients, self.params, alpha=group["weight_decay"])
         torch.mul(self.gradient, self.gradient, out=self.root)
@@ -147,7 +147,7 @@ class RMSpropTF(torch.optim.Optimizer):
                     raise ValueError(f"this RMSProp has {option}={value}, the state to load has {group[option]}")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient.
 
         Args:

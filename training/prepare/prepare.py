@@ -24,7 +24,7 @@ from training.data.sources import Splits, load_splits
 from training.errors import DataError
 from training.loading.workers import begin_worker
 from training.prepare.prepared_copy import PreparedCopy, PrepareError, Shard, plan_shards, require_apart
-from training.prepare.shrinking import ShrunkenImages
+from training.prepare.shrinking import ShrunkenImage, ShrunkenImages
 from training.reporting.console import format_duration, format_speed
 from training.system.environment import environment
 
@@ -189,11 +189,11 @@ def _write_shards(
                 shorter_side=options.shorter_side if is_resized else None,
                 quality=options.quality,
             )
-            batches = [
-                range(start, min(start + BATCH, shard.stop))
+            batches = (
+                list(range(start, min(start + BATCH, shard.stop)))
                 for shard in missing[name]
                 for start in range(shard.start, shard.stop, BATCH)
-            ]
+            )
             loader = DataLoader(
                 images,
                 batch_sampler=batches,
@@ -203,7 +203,7 @@ def _write_shards(
             )
             made_batches = iter(loader)
             for shard in missing[name]:
-                done = []
+                done: list[ShrunkenImage] = []
                 while len(done) < shard.stop - shard.start:
                     batch = next(made_batches)
                     bad = next((image.how for image in batch if image.data is None), None)

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from modeling_tinynet.image_processing_tinynet import exif_transposition
-from training.data.decoding import ImageDecodeError, decode_rgb, encoded_bytes
+from training.data.decoding import ImageDecodeError, decode_rgb, encoded_bytes, name_with_path
 
 COPIED, ENCODED, RESIZED = "copied", "encoded", "resized"
 
@@ -40,8 +40,8 @@ def shrink(image: dict[str, Any] | None, name: str, *, shorter_side: int | None,
         ImageDecodeError: see `training.data.decoding.decode_rgb`.
     """
     data = encoded_bytes(image, name)
-    pixels = decode_rgb(image | {"bytes": data}, name)
-    path = "/".join(image["path"].split("/")[-2:]) if image["path"] else None
+    pixels = decode_rgb(data, name_with_path(image, name))
+    path = "/".join(image["path"].split("/")[-2:]) if image and image["path"] else None
     is_small = shorter_side is None or min(pixels.shape[1:]) <= shorter_side
     if shorter_side is None or (is_small and _is_plain_jpeg(data)):
         return ShrunkenImage(data, path, len(data), COPIED)

@@ -110,9 +110,9 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
             os.replace(path, rejected)
         else:
             return path
-    if rejected := sorted(path.name for path in run_folder.glob(".rejected-*")):
+    if names := sorted(path.name for path in run_folder.glob(".rejected-*")):
         raise CheckpointError(
-            f"every checkpoint in {run_folder} is damaged: remove {', '.join(rejected)} to start from step 0"
+            f"every checkpoint in {run_folder} is damaged: remove {', '.join(names)} to start from step 0"
         )
     return None
 

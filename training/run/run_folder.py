@@ -59,6 +59,7 @@ def open_run(folder: Path, resume: str) -> Path | None:
         CheckpointError: every checkpoint is damaged.
         OSError: the folder cannot be made.
     """
+    checkpoint: Path | None
     if resume not in ("auto", "must", "never"):
         if not Path(resume).is_dir():
             raise RunError(f"there is no checkpoint {resume}; --resume takes auto, must, never or a folder")

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Concatenate, ParamSpec, TypeVar
 
+StrPath = str | os.PathLike[str]
 P = ParamSpec("P")
 T = TypeVar("T")
-StrPath = str | os.PathLike[str]
+Target = TypeVar("Target", bound=StrPath)
 
 
 @contextmanager
@@ -22,11 +23,11 @@ def errors_name(path: StrPath) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def errors_name_first_argument(write: Callable[Concatenate[StrPath, P], T]) -> Callable[Concatenate[StrPath, P], T]:
+def errors_name_first_argument(write: Callable[Concatenate[Target, P], T]) -> Callable[Concatenate[Target, P], T]:
     """`errors_name` for a function whose first argument is what it writes."""
 
     @functools.wraps(write)
-    def named(path: StrPath, *args: P.args, **kwargs: P.kwargs) -> T:
+    def named(path: Target, *args: P.args, **kwargs: P.kwargs) -> T:
         with errors_name(path):
             return write(path, *args, **kwargs)
 

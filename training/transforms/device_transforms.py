@@ -111,12 +111,13 @@ def _jittered_on_cpu(images: Tensor, factors: Tensor, order: Tensor) -> Iterator
                 image.copy_(images[member])
             for step in kind:
                 factor = factors[members, step][:, None, None, None]
-                grey = None if step == BRIGHTNESS else _grey(*pictures.split(1, dim=1))
-                if step == CONTRAST:
-                    grey.copy_(grey.mean(dim=(2, 3), keepdim=True))
-                pictures.mul_(factor)
-                if grey is not None:
-                    pictures.addcmul_(grey, 1 - factor)
+                if step == BRIGHTNESS:
+                    pictures.mul_(factor)
+                else:
+                    grey = _grey(*pictures.split(1, dim=1))
+                    if step == CONTRAST:
+                        grey.copy_(grey.mean(dim=(2, 3), keepdim=True))
+                    pictures.mul_(factor).addcmul_(grey, 1 - factor)
                 pictures.clamp_(0, 255).floor_()
             yield members, pictures
 

@@ -232,6 +232,18 @@ def test_a_stream_without_samples_is_named(tmp_path):
         next(training(splits, TrainingPlan(4, 2, 2, drop_last=True), num_workers=0)[1])
 
 
+def test_a_loader_refuses_the_stream_of_another_purpose(folder):
+    splits = load_splits(folder, streaming=True)
+    plan = TrainingPlan(60, 8, 4, drop_last=True)
+    with pytest.raises(ValueError, match="a stream that does not end: give build_dataset the positions"):
+        build_train_loader(evaluation(splits), plan, rank=0, total_steps=1)
+    columns = (splits.image_column, splits.label_column)
+    options = {"columns": columns, "num_classes": 3, "seed": 0, "rank": 0, "num_processes": 1}
+    endless = build_dataset(splits.train, NoisyCorner(), positions=StreamPositions(0, 0, 0, None), **options)
+    with pytest.raises(ValueError, match="a stream that ends: give build_dataset no positions"):
+        build_eval_loader(endless, batch_size=2)
+
+
 def test_stream_goes_with_full_batches_only(folder):
     splits = load_splits(folder, streaming=True)
     with pytest.raises(ValueError, match="set drop_last"):

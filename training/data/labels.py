@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from training.data.columns import read_column
 from training.data.unicode_text import composed, require_text, require_text_column, same_text
 from training.errors import DataError, listed
 
@@ -16,7 +17,7 @@ def _label_ids(
 ) -> tuple[np.ndarray, list[str] | None]:
     """(an integer for each sample, class names by that integer); None for plain integers without given names."""
     feature = split.features[column]
-    labels = split.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
+    labels = read_column(split, column).combine_chunks()
     if labels.null_count == len(labels):
         raise DataError(f"{place} has no labels: the column {column!r} is empty")
     if labels.null_count:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from training.config.train_config import FIELDS, TrainConfig, short_text
+from training.config.train_config import FIELDS, TrainConfig, default_num_workers, short_text
 
 DATA_FLAGS = (
     "dataset",
@@ -76,6 +76,17 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
             metavar="X" if name == "validation_fraction" else "TEXT",
             help=field.metadata["help"] + default,
         )
+
+
+def add_num_workers_flag(group: argparse._ArgumentGroup) -> None:
+    """Add `--num_workers` of a command that works alone on its machine."""
+    group.add_argument(
+        "--num_workers",
+        type=whole_number(0),
+        default=default_num_workers(1),
+        metavar="N",
+        help="worker processes; 0 works in this one (default: by CPU cores, here %(default)s)",
+    )
 
 
 def data_config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> TrainConfig:

@@ -15,9 +15,10 @@ import PIL.Image
 import pytest
 
 from training.audit import audit
-from training.audit import summary as audit_summary
+from training.audit import facts as audit_facts
 from training.audit.audit import main
-from training.audit.summary import IMAGE, Audited, ImageFacts, audit_split, read_facts
+from training.audit.duplicates import duplicates
+from training.audit.facts import IMAGE, Audited, audit_split, image_facts, read_facts
 from training.config.arguments import DATA_FLAGS
 from training.config.train_config import FIELDS
 from training.data.decoding import ImageDecodeError, decode_rgb
@@ -395,7 +396,7 @@ def test_groups_are_those_of_a_plain_dictionary():
                 members[digest].append((name, index, int(labels[index])))
         splits.append(Audited(labels, pictures, ["undecodable", "PNG L"], [], lambda i, name=name: f"{name} {i}"))
 
-    found = audit_summary.duplicates(*splits, ["ant", "bee", "cat"], max_listed=1000)
+    found = duplicates(*splits, ["ant", "bee", "cat"], max_listed=1000)
     expected = {"train": [], "validation": []}
     leaks, contradictions = set(), {}
     for group in members.values():
@@ -454,10 +455,10 @@ def test_whatever_a_decoder_raises_is_a_finding(monkeypatch):
     split = datasets.Dataset.from_dict({"image": [{"bytes": GOOD, "path": "a.jpg"}]}).cast_column(
         "image", datasets.Image(decode=False)
     )
-    monkeypatch.setattr(audit_summary, "decode_rgb", broken)
-    result = audit_split(ImageFacts(split, "image", "train"), np.array([0]), num_workers=0, max_listed=5)
+    monkeypatch.setattr(audit_facts, "decode_rgb", broken)
+    result = audit_split(image_facts(split, "image", "train"), np.array([0]), num_workers=0, max_listed=5)
     assert result.reasons == ["a.jpg (sample 0 of train): AttributeError: no such thing"]
-    assert result.pictures["kind"].tolist() == [0]
+    assert result.images["kind"].tolist() == [0]
 
 
 # Command line

@@ -23,6 +23,7 @@ from training.data.permutation import epoch_permutation
 from training.data.sources import check_imagenet_counts, load_splits, num_samples
 from training.errors import DataError
 from training.loading.loaders import ImageDataset, build_eval_loader, build_train_loader
+from training.loading.samples import SampleReader
 from training.loading.sampling import TrainingPlan
 
 # Some tests start more loader workers than a small machine has cores.
@@ -712,7 +713,7 @@ class NoisyCorner:
 def digits_dataset(count=None, seed=0):
     splits = load_splits("digits")
     split = splits.train if count is None else splits.train.select(range(count))
-    return ImageDataset(split, "image", "label", NoisyCorner(), 10, seed=seed)
+    return ImageDataset(split, SampleReader("image", "label", NoisyCorner(), 10), seed=seed)
 
 
 def batches(loader):
@@ -814,7 +815,7 @@ def test_evaluation_is_the_same_each_time_with_any_number_of_workers():
 def test_label_out_of_range_is_named_with_its_sample(label):
     split = datasets.Dataset.from_dict({"image": pictures(2), "label": [0, label]})
     with pytest.raises(DataError, match=f"^label {label} of sample 1 is none of the 3 classes$"):
-        ImageDataset(split, "image", "label", NoisyCorner(), 3)[(0, 1)]
+        ImageDataset(split, SampleReader("image", "label", NoisyCorner(), 3))[(0, 1)]
 
 
 @pytest.mark.fault("13 bad images are named, or replaced on request")
@@ -824,7 +825,7 @@ def test_damaged_image_ends_loading_with_its_path(tmp_path, num_workers):
     bad = tmp_path / "train/ant/2.jpg"
     bad.write_text("not an image")
     splits = load_splits(str(tmp_path))
-    dataset = ImageDataset(splits.train, splits.image_column, splits.label_column, NoisyCorner(), 2)
+    dataset = ImageDataset(splits.train, SampleReader(splits.image_column, splits.label_column, NoisyCorner(), 2))
     loader = iter(build_train_loader(dataset, TrainingPlan(3, 3, 3), rank=0, total_steps=1, num_workers=num_workers))
     with pytest.raises(ImageDecodeError) as error:
         next(loader)
@@ -846,7 +847,9 @@ def with_bad_images(bad: list[int], count: int = 12) -> datasets.Dataset:
 
 @pytest.mark.fault("13 bad images are named, or replaced on request")
 def test_a_bad_image_is_replaced_by_what_its_key_says():
-    dataset = ImageDataset(with_bad_images([3, 7]), "image", "label", NoisyCorner(), 3, replace_bad_images=True)
+    dataset = ImageDataset(
+        with_bad_images([3, 7]), SampleReader("image", "label", NoisyCorner(), 3), replace_bad_images=True
+    )
     keys = [(epoch, index) for epoch in range(8) for index in (2, 3)]
     samples = [dataset[key] for key in keys]
     assert [(sample["index"], sample["replaced"]) for sample in samples] == 8 * [(2, 0), (3, 1)]
@@ -858,7 +861,9 @@ def test_a_bad_image_is_replaced_by_what_its_key_says():
 
 
 def test_a_data_set_without_good_images_is_named_by_the_one_asked_for():
-    dataset = ImageDataset(with_bad_images([*range(12)]), "image", "label", NoisyCorner(), 3, replace_bad_images=True)
+    dataset = ImageDataset(
+        with_bad_images([*range(12)]), SampleReader("image", "label", NoisyCorner(), 3), replace_bad_images=True
+    )
     with pytest.raises(ImageDecodeError, match=r"^5\.jpg \(sample 5\): is not an image"):
         dataset[(0, 5)]
 

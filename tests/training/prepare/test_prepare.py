@@ -211,6 +211,56 @@ def test_a_complete_copy_is_verified_and_left_alone(photos, tmp_path, capsys):
     assert f"error: {shard} is damaged or missing" in capsys.readouterr().err
 
 
+def as_the_version_before_wrote_it(manifest):
+    """Images were called pictures, and the identity had no format."""
+    del manifest["identity"]["format"]
+    for facts in [*manifest["shards"], *manifest.get("splits", {}).values()]:
+        facts["pictures"] = facts.pop("images")
+    return manifest
+
+
+def test_a_copy_of_the_version_before_trains_and_is_not_written_to(photos, tmp_path, capsys):
+    output = tmp_path / "copy"
+    arguments = ["--dataset", photos, "--output", output, "--shorter_side", 100]
+    assert run(*arguments) == 0
+    path = output / "prepared.json"
+    path.write_text(json.dumps(as_the_version_before_wrote_it(json.loads(path.read_text()))))
+    before = {file: file.read_bytes() for file in output.iterdir()}
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    assert capsys.readouterr().err == (
+        f"error: {path} was written by another version of training.prepare: train on it as it is with "
+        f"--dataset {output}, or choose another --output\n"
+    )
+    assert {file: file.read_bytes() for file in output.iterdir()} == before
+    copy = load_splits(str(output))
+    assert (len(copy.train), len(copy.validation), copy.class_names) == (18, 6, CLASSES)
+
+
+def test_an_interrupted_copy_of_the_version_before_is_refused_in_a_sentence(photos, tmp_path, capsys):
+    output, partial = tmp_path / "copy", tmp_path / "copy.partial"
+    arguments = ["--dataset", photos, "--output", output, "--shorter_side", 100, "--shard_size", 5]
+    assert run(*arguments) == 0
+    output.rename(partial)
+    manifest = as_the_version_before_wrote_it(json.loads((partial / "prepared.json").read_text()))
+    begun = {"identity": manifest["identity"], "shards": manifest["shards"][:2]}
+    (partial / "prepared.json").write_text(json.dumps(begun))
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    assert capsys.readouterr().err == (
+        f"error: {partial / 'prepared.json'} was written by another version of training.prepare: delete {partial}, "
+        "and the same command starts anew\n"
+    )
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"identity": {}}', '{"identity": [], "shards": []}'])
+def test_a_damaged_manifest_is_one_sentence(content, photos, tmp_path, capsys):
+    (tmp_path / "copy.partial").mkdir()
+    (tmp_path / "copy.partial" / "prepared.json").write_text(content)
+    assert run("--dataset", photos, "--output", tmp_path / "copy") == 2
+    assert "copy.partial/prepared.json is damaged: delete " in capsys.readouterr().err
+
+
 def test_another_source_is_refused(photos, tmp_path, capsys):
     output, other = tmp_path / "copy", tmp_path / "other"
     assert run("--dataset", photos, "--output", output, "--shorter_side", 100) == 0

@@ -277,7 +277,7 @@ def test_classes_that_do_not_match_are_an_error(script, model, tmp_path, capsys)
     images = digits_folder(tmp_path / "images", names=["0", "one", "two"])
     sentence = mistake(script, capsys, model, "--dataset", images, "--split", "train")
     assert sentence == (
-        f"error: the dataset's classes are not those of {model}: 2 of 3, such as 'one', are none of the model's 10, "
+        f"error: the dataset's classes are not those of {model}: 2 of 3, such as 'one', are not among the model's 10, "
         "such as '0'"
     )
 

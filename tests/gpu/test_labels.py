@@ -19,7 +19,7 @@ def test_a_label_out_of_range_is_named_on_the_host_and_the_device_goes_on():
     transform = EvalTransform(image_size=8, resize_size=8)
     # Nine classes for ten digits: the nines are out of range.
     dataset = ImageDataset(splits.train, SampleReader(splits.image_column, splits.label_column, transform, 9))
-    with pytest.raises(DataError, match=r"label 9 of sample .* is none of the 9 classes"):
+    with pytest.raises(DataError, match=r"label 9 of sample .* is not one of the 9 classes"):
         for batch in build_eval_loader(dataset, batch_size=8):
             targets = smoothed_targets(batch["labels"].to(DEVICE), 9, 0.1)
             soft_cross_entropy(torch.zeros_like(targets), targets)

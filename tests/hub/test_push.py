@@ -217,7 +217,7 @@ def test_no_token(api, run, capsys, monkeypatch):
     ("token", "repository", "said"),
     [
         ("hf_canary_that_is_wrong", "me/x", "is not valid"),
-        (READ_TOKEN, "me/x", "may only read"),
+        (READ_TOKEN, "me/x", "is read-only"),
         (OTHER_TOKEN, "me/x", "the Hugging Face token of another may not write to me/x"),
         (TOKEN, "nobody/x", "choose a repository of me or team"),
     ],

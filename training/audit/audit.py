@@ -27,11 +27,11 @@ what it looks for:
   undecodable images (empty, damaged, web pages named .jpg, floating-point pixels, ...): each would end a run
   leaks: validation images that are training images too, byte for byte, so that the accuracy is too good
   copies within a split, and the same image under several labels
-  files in class folders that are hidden or no image
+  hidden or non-image files in class folders
   classes that are small, or absent from a split, and the order of the classes
   sizes, formats and modes, and what training changes: EXIF rotation, frames, transparency, 16 bit
 
-A sample's number is the one that train.py names in its messages. Labels that are missing or out of range are refused
+A sample's number is the one in train.py's messages. Labels that are missing or out of range are refused
 as train.py refuses them. A dataset cannot be streamed here: all of it is read.
 
 exit code:

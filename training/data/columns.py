@@ -99,7 +99,9 @@ def _find_image_column(dataset: str, split: Split, column: str | None) -> str:
             name for name, feature in features.items() if _holds_texts(feature) and name not in LABEL_COLUMN_NAMES
         ]
         hint = f" (paths or URLs in {listed(texts)} will do)" if texts and not candidates else ""
-        raise DataError(f"{dataset} has {problem}: name one by image_column{hint}; its columns are {listed(features)}")
+        raise DataError(
+            f"{dataset} has {problem}: choose one with image_column{hint}; its columns are {listed(features)}"
+        )
     return found
 
 
@@ -121,8 +123,8 @@ def _find_label_column(dataset: str, split: Split, column: str | None) -> str:
         if metadata and not candidates:
             raise DataError(
                 f"{metadata} takes the place of the class folders and has no label column: delete it, give it one, "
-                f"or name one by label_column; its columns are {listed(features)}"
+                f"or choose one with label_column; its columns are {listed(features)}"
             )
         problem = f"several columns of labels ({listed(candidates)})" if candidates else "no column of labels"
-        raise DataError(f"{dataset} has {problem}: name one by label_column; its columns are {listed(features)}")
+        raise DataError(f"{dataset} has {problem}: choose one with label_column; its columns are {listed(features)}")
     return found

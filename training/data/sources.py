@@ -34,7 +34,7 @@ class Splits:
     class_names: list[str]
     image_column: str
     label_column: str
-    description: str  # one line: sizes, and whatever the user may not expect
+    description: str  # one line: sizes, and whatever a user may not expect
     num_other_files: int = 0  # of a tree of class folders: hidden, or no images
 
     @property
@@ -187,12 +187,12 @@ def _stored(chosen: _Chosen, given_names: list[str] | None, least_classes: int, 
         validation, validation_ids, evaluated = train, train_ids, "all of them are evaluated"
     else:
         evaluated = (
-            f"there is no validation split: {100 * hold_out.fraction:g} % of each class are held out of "
+            f"there is no validation split: {100 * hold_out.fraction:g} % of each class is held out of "
             f"{chosen.train_name!r} for it (seed {hold_out.seed})"
         )
         kept, out = stratified_holdout(train_ids, hold_out.fraction, hold_out.seed)
         if not len(out):
-            raise DataError(f"{dataset} has one image in each class, so that none can be held out for validation")
+            raise DataError(f"{dataset} has only one image per class, so none can be held out for validation")
         validation, validation_ids = train.select(out), train_ids[out]
         train, train_ids = train.select(kept), train_ids[kept]
     absent = [*_absent("training", train_ids, names), *_absent("validation", validation_ids, names)]
@@ -220,7 +220,7 @@ def _choose_validation(splits: dict[str, Split], train_split: str, label_column:
 
 
 def _lacks_labels(split: Split, label_column: str) -> bool:
-    """Whether a split has no labels, or -1 in their place; of a stream, its first sample is asked."""
+    """Whether a split has no labels, or -1 in their place; of a stream, only the first sample is read."""
     if split.features is None or label_column not in split.features:
         return split.features is not None
     labels = split.select_columns([label_column])

@@ -16,7 +16,7 @@ REPLACEMENT_TRIES = 10  # other images to try in place of one that cannot be dec
 
 
 class LabelError(DataError):
-    """A sample's label is none of the dataset's classes."""
+    """A sample's label is not one of the dataset's classes."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,6 @@ class SampleReader:
         """
         index = key[2]
         if not isinstance(label, int) or not 0 <= label < self.num_classes:
-            raise LabelError(f"label {label!r} of sample {index} is none of the {self.num_classes} classes")
+            raise LabelError(f"label {label!r} of sample {index} is not one of the {self.num_classes} classes")
         pixels = self.transform(decode_rgb(image, name=f"sample {index}"), key)
         return {"pixel_values": pixels, "labels": int(label), "index": index, "replaced": 0}

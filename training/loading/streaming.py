@@ -1,9 +1,9 @@
-"""Samples of a streamed dataset: exact evaluation, and training that is shuffled and can be continued.
+"""Samples of a streamed dataset: exact evaluation, and training that is shuffled and can be resumed.
 
 Each loader worker of each process reads a *lane* of its own: the shards that fall to it in an order of the epoch, four
 at a time and in turns, in blocks of a thousand rows that are shuffled one by one. All of it is a function of (seed,
 epoch, lane), so that a place in a stream is four numbers. `IterableDataset.shuffle` is not used: what its buffer holds
-cannot be had again, and over Parquet it sleeps for five seconds at the end of each pass.
+cannot be restored, and over Parquet it sleeps for five seconds at the end of each pass.
 
 What differs from a stored split: the order is only as random as the shards and the block, and depends on the numbers
 of processes and loader workers.

@@ -170,12 +170,12 @@ class PreparedCopy:
         for shard in plan:
             path = self.folder / shard.name
             if not self.has(shard):
-                raise PrepareError(f"{path} is damaged or missing; delete {self.folder} and make the copy anew")
+                raise PrepareError(f"{path} is damaged or missing; delete {self.folder} and make the copy again")
             in_copy = pq.read_table(path, columns=[label_column])[label_column].to_numpy()
             left_out = [facts["sample"] for facts in self.shards[shard.name]["left_out"]]
             expected = np.delete(labels[shard.split][shard.start : shard.stop], np.array(left_out, int) - shard.start)
             if not np.array_equal(in_copy, expected):
-                raise PrepareError(f"{path} has other labels than its source; delete {self.folder} and start anew")
+                raise PrepareError(f"{path} has other labels than its source; delete {self.folder} and start again")
             found[shard.split].append(in_copy)
         return {split: np.concatenate(parts) for split, parts in found.items()}
 
@@ -191,7 +191,7 @@ class PreparedCopy:
         advice = (
             f"train on it as it is with --dataset {self.output}, or choose another --output"
             if self.is_complete
-            else f"delete {self.folder}, and the same command starts anew"
+            else f"delete {self.folder}, and the same command starts over"
         )
         raise PrepareError(f"{self.folder / MANIFEST} was written by another version of training.prepare: {advice}")
 
@@ -201,11 +201,11 @@ class PreparedCopy:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    damaged = PrepareError(f"{folder / MANIFEST} is damaged: delete {folder} and make the copy anew")
+    damaged = PrepareError(f"{folder / MANIFEST} is damaged: delete {folder} and make the copy again")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise PrepareError(f"{folder} exists and is no prepared copy: choose another --output") from None
+        raise PrepareError(f"{folder} exists and is not a prepared copy: choose another --output") from None
     except ValueError:  # UnicodeDecodeError is one
         raise damaged from None
     if not (

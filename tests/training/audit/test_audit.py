@@ -322,8 +322,8 @@ def test_files_that_are_no_images_are_a_warning(tmp_path, capsys):
     assert main(["--dataset", str(root), "--num_workers", "0", "--report", str(path)]) == 0
     first, *_, last = capsys.readouterr().out.splitlines()
     named = "train/ant/.hidden.jpg, train/ant/notes.txt, val/Thumbs.db"
-    assert first.endswith(f"; left out: 3 files that are hidden or no image ({named})")
-    assert "all 15 images can be decoded; warnings: files that are hidden or no image (3), in both splits" in last
+    assert first.endswith(f"; left out: 3 hidden or non-image files ({named})")
+    assert "all 15 images can be decoded; warnings: hidden or non-image files (3), in both splits" in last
     assert json.loads(path.read_text())["other_files"] == 3
 
 
@@ -353,7 +353,7 @@ def test_rows_of_parquet_are_named_by_number(tmp_path, capsys):
     assert main(["--dataset", str(tmp_path), "--num_workers", "0", "--report", str(path)]) == 1
     summary = json.loads(path.read_text())
     assert summary["undecodable"] == [
-        "sample 4 of train: is not an image, or of a kind that Pillow does not know",
+        "sample 4 of train: is not an image, or its format is unknown to Pillow",
         "sample 5 of train: holds no image",
     ]
     # Row 3 of train is labelled 1 (ant), rows 0 and 3 of test 0 and 1.

@@ -249,7 +249,7 @@ def test_an_interrupted_copy_of_the_version_before_is_refused_in_a_sentence(phot
     assert run(*arguments) == 2
     assert capsys.readouterr().err == (
         f"error: {partial / 'prepared.json'} was written by another version of training.prepare: delete {partial}, "
-        "and the same command starts anew\n"
+        "and the same command starts over\n"
     )
 
 
@@ -312,7 +312,7 @@ def test_other_files_are_told(tmp_path, capsys):
     write_photo_folder(source, crops_per_class=2, val_crops_per_class=1, classes=CLASSES)
     (source / "train" / "cat" / "Thumbs.db").write_bytes(b"thumbs")
     assert run("--dataset", source, "--output", tmp_path / "copy") == 0
-    left_out = "left out: 1 file that is hidden or no image (train/cat/Thumbs.db)"
+    left_out = "left out: 1 hidden or non-image file (train/cat/Thumbs.db)"
     assert left_out in capsys.readouterr().out
     assert left_out in json.loads((tmp_path / "copy" / "prepared.json").read_text())["description"]
 
@@ -327,7 +327,7 @@ def test_what_is_no_copy_is_left_alone(kind, photos, tmp_path, capsys):
         output.write_text("words")
     assert run("--dataset", photos, "--output", output) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: {output} exists and is no prepared copy: choose another --output"
+        f"error: {output} exists and is not a prepared copy: choose another --output"
     )
     assert os.listdir(tmp_path) == ["mine"]
 

@@ -78,10 +78,12 @@ def existing_file(folder: Path, name: str) -> Path:
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """Raises FinishedRunError if a run's file is missing, cannot be read, or holds no JSON object."""
+    text = _read_text(folder, name)
     try:
-        return _mapping(json.loads(_read_text(folder, name)), folder / name)
-    except (json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: a number of more than 4,300 digits, too
         raise damaged(folder / name, str(error)) from error
+    return _mapping(content, folder / name)
 
 
 def damaged(path: Path, reason: str) -> FinishedRunError:

@@ -181,8 +181,8 @@ def test_folders_that_systems_leave_behind_are_no_classes(tmp_path):
         ),
         (
             [*tree("train_images", "val_images")],
-            "{} has no folder 'train', and its folders train_images, val_images hold folders: name the one to train "
-            "on by train_split, or give one of them as the dataset",
+            "{} has no folder 'train', and its folders train_images, val_images hold folders: choose the one to "
+            "train on with train_split, or give one of them as the dataset",
         ),
         (
             ["images/1.jpg", "images/2.jpg", "annotations/1.xml", "classes.txt"],

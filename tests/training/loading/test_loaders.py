@@ -230,8 +230,8 @@ def test_folder_of_metadata_with_labels_is_read(tmp_path):
         ),
         (
             ["first/ant/1.jpg", "second/ant/1.jpg"],
-            "{} has no folder 'train', and its folders first, second hold folders: name the one to train on by "
-            "train_split, or give one of them as the dataset",
+            "{} has no folder 'train', and its folders first, second hold folders: choose the one to train on "
+            "with train_split, or give one of them as the dataset",
         ),
         (
             ["train/ant/1.jpg", "train/bee/", "train/cat/1.jpg"],

@@ -277,7 +277,7 @@ def test_damaged_weights(run, capsys):
     ("arguments", "said"),
     [
         (["{runs}/digist", "--repo", "me/x"], "did you mean"),
-        (["{runs}/digits/best", "--repo", "me/x"], "name the run's own folder"),
+        (["{runs}/digits/best", "--repo", "me/x"], "give the run's own folder"),
         (["{runs}", "--repo", "me/x"], "holds no run of train.py"),
         (["{runs}/digits", "--repo", "tinynet"], "must be like me/tinynet-flowers"),
         (["{runs}/digits", "--repo", "me/x", "--create_pr", "--tag", "v1"], "--tag needs a commit on a branch"),

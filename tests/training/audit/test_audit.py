@@ -338,7 +338,7 @@ def test_held_out_digits_are_counted_as_scikit_learn_has_them(tmp_path, capsys):
     different = len({image.tobytes() for image in digits.images})
     copies = [summary["duplicates"][name]["count"] for name in ("train", "validation", "leaks")]
     assert different == len(digits.images) and copies == [0, 0, 0]
-    assert "20 % of each class are held out" in capsys.readouterr().out
+    assert "20 % of each class is held out" in capsys.readouterr().out
 
 
 def test_rows_of_parquet_are_named_by_number(tmp_path, capsys):

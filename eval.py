@@ -11,47 +11,33 @@ import os
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
-from unicodedata import normalize
 
 import torch
 import transformers
 from accelerate import Accelerator
-from torch import nn
 from tqdm import tqdm
 
-from training.config.arguments import fraction, input_file, nonempty, output_file, whole_number
+from training.config.arguments import add_data_flags, fraction, input_file, nonempty, output_file, whole_number
 from training.config.train_config import FIELDS, default_num_workers
 from training.data.decoding import ImageDecodeError
 from training.data.sources import Splits, is_folder_of_classes, load_splits, num_samples
 from training.errors import DataError
 from training.evaluation.evaluate import EvaluationResult, evaluate
+from training.evaluation.saved_models import Model, load_model, with_classes_of
 from training.loading.loaders import build_dataset, build_eval_loader
 from training.loading.workers import end_workers
-from training.modeling.build import ModelError, head_rows, load_saved_model, loading_errors
+from training.modeling.build import ModelError
 from training.reporting.metrics import write_summary
+from training.reporting.text_table import aligned
 from training.system.memory import keep_freed_memory
 from training.system.terminal import escape_what_stdout_lacks
 from training.transforms.device_transforms import DeviceTransform
-from training.transforms.preprocessing import Preprocessing, read_processor
+from training.transforms.preprocessing import Preprocessing
 
 HELD_OUT = FIELDS["validation_fraction"].default  # share of each class
-
-
-@dataclass(frozen=True)
-class Model:
-    name: str
-    network: nn.Module
-    labels: list[str]
-    preprocessing: Preprocessing
-    by_position: str | None = None  # how the labels fit classes of other names; None if they go by name
-
-    @property
-    def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.network.parameters())
 
 
 @dataclass(frozen=True)
@@ -59,75 +45,6 @@ class Evaluated:
     model: Model
     result: EvaluationResult
     images_per_s: float  # of the pass over the images, which several models may have shared
-
-
-# Models
-
-
-def load_model(name: str, device: torch.device) -> Model:
-    """Loads a folder or a Hub id, in float32 whatever its weights are stored in.
-
-    Raises:
-        ModelError: see `load_saved_model` and `read_processor`; or the model has no head.
-    """
-    saved = load_saved_model(name)
-    if saved.headless:
-        raise ModelError(f"model {name} has no classifier to evaluate: {saved.headless}")
-    with loading_errors(name):
-        preprocessing = Preprocessing.of(read_processor(saved.source))
-    network = saved.network.to(device, memory_format=torch.channels_last)
-    return Model(name, network, saved.labels, preprocessing)
-
-
-class Reordered(nn.Module):
-    """A network whose logits come in another order."""
-
-    def __init__(self, network: nn.Module, order: list[int]) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("order", torch.tensor(order, device=next(network.parameters()).device))
-
-    def forward(self, pixel_values: torch.Tensor) -> transformers.modeling_outputs.ModelOutput:
-        outputs = self.network(pixel_values)
-        outputs.logits = outputs.logits[:, self.order]
-        return outputs
-
-
-def with_classes_of(class_names: list[str], model: Model) -> Model:
-    """The model with its labels in the order of the dataset's classes, and those that the dataset lacks behind them.
-
-    Raises:
-        ModelError: the dataset has classes that the model does not know, or knows twice.
-    """
-    rows = head_rows(class_names, model.labels)
-    if unknown := [name for name, row in zip(class_names, rows, strict=True) if row is None]:
-        raise ModelError(
-            f"the dataset's classes are not those of {model.name}: {len(unknown)} of {len(class_names)}, such as "
-            f"{unknown[0]!r}, are none of the model's {len(model.labels)}, such as {model.labels[0]!r}"
-        )
-    counts = Counter(normalize("NFC", label) for label in model.labels)
-    repeated = [name for name in class_names if counts[normalize("NFC", name)] > 1]
-    if repeated and rows != list(range(len(model.labels))):
-        raise ModelError(
-            f"{model.name} has {counts[normalize('NFC', repeated[0])]} classes called {repeated[0]!r}: tell them "
-            "apart in the id2label of its config.json"
-        )
-    own = [model.labels[row] for row in rows]
-    by_name = all(normalize("NFC", a) == normalize("NFC", b) for a, b in zip(own, class_names, strict=True))
-    others = sorted(set(range(len(model.labels))) - set(rows))
-    return dataclasses.replace(
-        model,
-        network=Reordered(model.network, rows + others),
-        labels=class_names + [model.labels[row] for row in others],
-        by_position=None if by_name else _example(own, class_names),
-    )
-
-
-def _example(labels: list[str], class_names: list[str]) -> str:
-    """A label and its class; where folders are called 0, 1, 10, 2, ..., the first one that is another number."""
-    pairs = list(zip(labels, class_names, strict=True))
-    label, name = next((pair for pair in pairs if pair[1].isdigit() and pair[0] != f"LABEL_{pair[1]}"), pairs[0])
-    return f"{label!r} is {name!r}, and so on"
 
 
 # Data and evaluation
@@ -243,11 +160,7 @@ def results_table(evaluated: Sequence[Evaluated]) -> str:
         top_1, top_5 = one.result.line().removeprefix("top-1 "), f"{100 * one.result.top_5:.3f} %"
         image = image_text(one.model.preprocessing)
         rows.append((one.model.name, image, f"{one.model.parameters:,}", top_1, top_5, f"{one.images_per_s:,.0f}"))
-    name_width, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([name.ljust(name_width), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
-        for name, *cells in rows
-    )
+    return "\n".join(aligned(rows, right=True))
 
 
 def per_class_table(one: Evaluated) -> str:
@@ -255,9 +168,8 @@ def per_class_table(one: Evaluated) -> str:
     rows = sorted(
         (tuple(row.values()) for row in one.result.per_class(one.model.labels)), key=lambda row: row[1] / row[2]
     )
-    width = max(len(label) for label, _, _ in rows)
-    lines = [f"  {label:<{width}}  {k}/{n} = {100 * k / n:.1f} %" for label, k, n in rows]
-    return "\n".join([f"top-1 by class, {one.model.name}", *lines])
+    lines = aligned([(label, f"{k}/{n} = {100 * k / n:.1f} %") for label, k, n in rows])
+    return "\n".join([f"top-1 by class, {one.model.name}", *(f"  {line}" for line in lines)])
 
 
 def one_number_if_square(sides: tuple[int, ...] | None) -> int | tuple[int, ...] | None:
@@ -336,10 +248,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "models", type=nonempty, nargs="+", metavar="MODEL", help="saved folder, timm-format folder or Hub id"
     )
-    data = parser.add_argument_group("data, as for train.py")
-    data.add_argument(
-        "--dataset", type=nonempty, required=True, help="Hub id, folder of images or of Parquet files, or digits"
-    )
+    data = add_data_flags(parser, ("dataset", "dataset_name", "image_column", "label_column"))
     part = data.add_mutually_exclusive_group()
     part.add_argument(
         "--split",
@@ -353,15 +262,6 @@ def build_parser() -> Parser:
         metavar="X",
         help="evaluate the share that train.py holds out of each class where there is no validation split (train.py's "
         f"default: {HELD_OUT:g}); for a folder of class folders, which is evaluated whole otherwise",
-    )
-    data.add_argument(
-        "--dataset_name", type=nonempty, metavar="NAME", help="configuration of a Hub dataset that has several"
-    )
-    data.add_argument(
-        "--image_column", type=nonempty, metavar="NAME", help="column of the images; unset: found by type"
-    )
-    data.add_argument(
-        "--label_column", type=nonempty, metavar="NAME", help="column of the labels; unset: found by type"
     )
     data.add_argument(
         "--class_names", type=input_file, metavar="FILE", help="a class name per line, for labels that are integers"

@@ -304,21 +304,14 @@ def ours(network: TinyNetForImageClassification, device: str) -> Contestant:
 def timms(variant: str, same_weights: nn.Module, dropout_rate: float, device: str) -> Contestant:
     """Raises ImportError where there is no timm."""
     import timm
-    import timm.optim
     import timm.utils
+
+    from benchmarks.timm_rmsprop import timm_rmsprop
 
     network = timm.create_model(variant, drop_rate=dropout_rate, num_classes=NUM_CLASSES)
     network.load_state_dict({name.removeprefix("tinynet."): t for name, t in same_weights.state_dict().items()})
     network.to(device, memory_format=torch.channels_last).train()
-    optimizer = timm.optim.create_optimizer_v2(
-        network,
-        "rmsproptf",
-        lr=PUBLISHED.warmup_lr,
-        momentum=PUBLISHED.momentum,
-        eps=PUBLISHED.optimizer_eps,
-        weight_decay=PUBLISHED.weight_decay,
-        alpha=PUBLISHED.rho,
-    )
+    optimizer = timm_rmsprop(network, PUBLISHED, lr=PUBLISHED.warmup_lr)
     average = timm.utils.ModelEmaV3(network, decay=PUBLISHED.ema_decay)
     return Contestant(network, optimizer, lambda: average.update(network))
 

@@ -20,12 +20,12 @@ from functools import partial
 from pathlib import Path
 
 import timm
-import timm.optim
 import timm.utils
 import torch
 from torch import nn
 
 from benchmarks.timing import interleaved, median_ratio
+from benchmarks.timm_rmsprop import timm_rmsprop
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
 from training.config.train_config import TrainConfig
 from training.modeling.ema import ExponentialMovingAverage
@@ -110,16 +110,7 @@ def our_optimizer(network: nn.Module) -> torch.optim.Optimizer:
 
 
 def timms_optimizer(network: nn.Module, **options: bool) -> torch.optim.Optimizer:
-    return timm.optim.create_optimizer_v2(
-        network,
-        "rmsproptf",
-        lr=PUBLISHED.lr,
-        momentum=PUBLISHED.momentum,
-        eps=PUBLISHED.optimizer_eps,
-        weight_decay=PUBLISHED.weight_decay,
-        alpha=PUBLISHED.rho,
-        **options,
-    )
+    return timm_rmsprop(network, PUBLISHED, PUBLISHED.lr, **options)
 
 
 def in_turn(step: Callable[[], object], update: Callable[[], None]) -> Callable[[], None]:

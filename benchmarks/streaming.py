@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from benchmarks.input import PREFETCHED, batch_turn, figures, take_turns, write_photos
 from training.data.sources import Splits, load_splits
 from training.loading.loaders import build_dataset, build_train_loader, collate
-from training.loading.samples import make_sample
+from training.loading.samples import SampleReader
 from training.loading.sampling import TrainingPlan
 from training.loading.streaming import BLOCK_ROWS, StreamPositions
 from training.loading.workers import begin_worker
@@ -110,15 +110,15 @@ class ShuffledByDatasets(IterableDataset):
 
     def __init__(self, splits: Splits) -> None:
         self.rows = splits.train.shuffle(seed=0, buffer_size=BLOCK_ROWS)
-        self.columns = (splits.image_column, splits.label_column)
-        self.num_classes = len(splits.class_names)
-        self.transform = TrainTransform(IMAGE_SIZE)
+        self.reader = SampleReader(
+            splits.image_column, splits.label_column, TrainTransform(IMAGE_SIZE), len(splits.class_names)
+        )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for number in itertools.count():
             for row in self.rows:
-                image, label = (row[name] for name in self.columns)
-                yield make_sample(image, label, self.transform, self.num_classes, (0, number, 0))
+                image, label = row[self.reader.image_column], row[self.reader.label_column]
+                yield self.reader.sample(image, label, (0, number, 0))
 
 
 def batches_of_datasets(parquet: Path, options: argparse.Namespace) -> Iterator[dict[str, torch.Tensor]]:

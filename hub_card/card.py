@@ -154,7 +154,7 @@ def _network_name(variant: str | None) -> str:
 
 
 def _measured(run: Run) -> list[int]:
-    """Which top-k says something: top-5 of five classes is always right."""
+    """Which top-k says something: top-5 of five classes is always correct."""
     return [1, 5] if run.summary["num_classes"] > 5 else [1]
 
 
@@ -174,7 +174,7 @@ def _accuracy_rows(run: Run) -> list[tuple[str, list[str]]]:
 
 
 def _weak_classes(run: Run) -> list[tuple[str, str]]:
-    """(class, right answers), the worst first; classes without a mistake are not among them."""
+    """(class, correct images of all), the worst first; classes without a mistake are left out."""
     wrong = [c for c in run.summary["best"].get("per_class", []) if c["top_1_correct"] < c["n"]]
     wrong.sort(key=lambda c: c["top_1_correct"] / c["n"])
     return [

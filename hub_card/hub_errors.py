@@ -50,7 +50,7 @@ def hub_errors(repository: str, api: HfApi, again: str = AGAIN) -> Iterator[None
             f"{repository} is gated; accept its terms on {api.endpoint}/{repository}, with the account of the token"
         ) from error
     except RepositoryNotFoundError as error:
-        raise PublishError(f"there is no repository {repository}, or it is not yours to see") from error
+        raise PublishError(f"there is no repository {repository}, or you have no access to it") from error
     except RevisionNotFoundError as error:
         raise PublishError(f"the revision is not one of {repository}; name a branch") from error
     except (HTTPError, RuntimeError, OSError, ValueError) as error:

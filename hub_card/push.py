@@ -108,12 +108,12 @@ def check_rights(repository: str, to_propose: bool = False) -> None:
     """
     api = HfApi()
     if not is_repository_id(repository):
-        raise PublishError(f"{repository!r} is no repository of the Hub; it must be like me/tinynet-flowers")
+        raise PublishError(f"{repository!r} is not a Hub repository; it must look like me/tinynet-flowers")
     check_token()
     with hub_errors(repository, api):
         account = api.whoami()
     if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise PublishError("the Hugging Face token may only read; make one that may write, and run `hf auth login`")
+        raise PublishError("the Hugging Face token is read-only; make one that can write, and run `hf auth login`")
     organizations = [organization["name"] for organization in account.get("orgs", [])]
     mine = [account["name"], *organizations]
     if repository.partition("/")[0] not in mine and not to_propose:

@@ -1,6 +1,5 @@
 """What a finished run left in its folder, read and checked: the only source of what is published about it."""
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,20 @@ from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from hub_card.run_files import PublishError, damaged, read_json, read_json_lines, read_yaml, run_file
+from hub_card.run_files import PublishError, run_file
 from hub_card.schema import NETWORK, PROCESSOR, RECIPE, RECORD, SUMMARY, check, is_text
 from hub_card.transform import load_processor
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetImageProcessor
+from training.run.finished_run import (
+    FinishedRun,
+    FinishedRunError,
+    damaged,
+    read_finished_run,
+    read_json,
+    require_finished,
+)
+
+READ = ("summary.json", "recipe.yaml", "metrics.jsonl", "best/config.json", "best/preprocessor_config.json")
 
 
 def is_repository_id(text: str) -> bool:
@@ -26,13 +35,9 @@ def is_repository_id(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Run:
-    """`summary`, `recipe`, `records` and the two configurations are the files' contents."""
+class Run(FinishedRun):
+    """A finished run with the two configurations of its best model, as their files have them."""
 
-    folder: Path
-    summary: dict[str, Any]
-    recipe: dict[str, Any]
-    records: list[dict[str, Any]]  # metrics.jsonl
     model_config: dict[str, Any]
     processor_config: dict[str, Any]
 
@@ -99,29 +104,22 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not is_text(str(folder)):
         raise PublishError(f"the path {str(folder)!r} is not UTF-8: rename its folders")
-    if not folder.is_dir():
-        others = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        near = difflib.get_close_matches(folder.name, others, n=1)
-        hint = f"; did you mean {folder.with_name(near[0])}?" if near else "; name the folder of a run"
-        raise PublishError(f"there is no folder {folder}{hint}")
-    if not (folder / "summary.json").exists():
-        if folder.name in ("best", "last") and (folder.parent / "summary.json").exists():
-            raise PublishError(f"{folder} is the model of a run; name the run's own folder, {folder.parent}")
-        if (folder / "recipe.yaml").exists():
-            raise PublishError(f"the run in {folder} is not finished; start it again with the same command first")
-        raise PublishError(f"{folder} holds no run of train.py: it has no summary.json")
-    summary = read_json(folder, "summary.json")
-    if isinstance(summary, dict) and "is_local" not in summary:
-        raise PublishError(f"the run in {folder} was made by an older train.py, whose summary.json says too little")
-    run = Run(
-        folder=folder,
-        summary=summary,
-        recipe=read_yaml(folder, "recipe.yaml"),
-        records=read_json_lines(folder, "metrics.jsonl"),
-        model_config=read_json(folder, "best/config.json"),
-        processor_config=read_json(folder, "best/preprocessor_config.json"),
-    )
-    _check(run)
+    try:
+        require_finished(folder)
+        for name in READ:
+            run_file(folder, name)
+        run = Run(
+            **vars(read_finished_run(folder)),
+            model_config=read_json(folder, "best/config.json"),
+            processor_config=read_json(folder, "best/preprocessor_config.json"),
+        )
+        if "is_local" not in run.summary:
+            raise PublishError(
+                f"the run in {folder} was made by an older train.py, whose summary.json says too little"
+            )
+        _check(run)
+    except FinishedRunError as error:
+        raise PublishError(str(error)) from error
     return run
 
 
@@ -132,13 +130,13 @@ def _check(run: Run) -> None:
         check(record, RECORD, f"metrics.jsonl, line {number}")
     check(run.model_config, NETWORK, "best/config.json")
     check(run.processor_config, PROCESSOR, "best/preprocessor_config.json")
-    last, steps = max((r["step"] for r in run.records if r["kind"] == "epoch"), default=0), run.summary["steps"]
+    last, steps = max((record["step"] for record in run.epochs), default=0), run.summary["steps"]
     if last != steps:
         raise damaged(
             run.folder / "metrics.jsonl", f"its last epoch ends at step {last} where summary.json has {steps}"
         )
     if unknown := next((name for name in run.recipe if not re.fullmatch(r"[a-z]\w*", name, re.ASCII)), None):
-        raise damaged(run.folder / "recipe.yaml", f"{unknown!r} is no setting")
+        raise damaged(run.folder / "recipe.yaml", f"{unknown!r} is not a setting")
     _check_network(run)
 
 

@@ -78,7 +78,7 @@ def test_counts_of_several_models_equal_a_plain_loop(script, model, tmp_path, ca
 def test_default_split_is_the_one_that_training_holds_out(script, model, tmp_path):
     results = run_json(script, tmp_path, model, "--dataset", "digits")
     assert results["models"][0]["n"] == 359
-    assert "20 % of each class are held out" in results["data"]
+    assert "20 % of each class is held out" in results["data"]
 
 
 def test_a_folder_of_classes_is_evaluated_whole_unless_a_share_is_asked_for(script, model, tmp_path, capsys):
@@ -91,7 +91,7 @@ def test_a_folder_of_classes_is_evaluated_whole_unless_a_share_is_asked_for(scri
     )
     results = run_json(script, tmp_path, model, "--dataset", images, "--validation_fraction", 0.4)
     assert results["models"][0]["n"] == len(load_splits(str(images), validation_fraction=0.4).validation) == 20
-    assert "40 % of each class are held out" in results["data"]
+    assert "40 % of each class is held out" in results["data"]
 
 
 def test_a_folder_of_classes_has_no_split_but_train(script, model, tmp_path, capsys):
@@ -255,7 +255,7 @@ def test_two_processes_count_what_one_counts_and_write_once(script, model, tmp_p
         assert shared["n"] == 359
     assert done.stdout.count("images/s") == 1
     assert done.stdout.count("/359 = ") == 2
-    assert done.stdout.count("20 % of each class are held out") == 1
+    assert done.stdout.count("20 % of each class is held out") == 1
     assert done.stdout.count("top-1 by class") == 2
 
 
@@ -277,7 +277,7 @@ def test_classes_that_do_not_match_are_an_error(script, model, tmp_path, capsys)
     images = digits_folder(tmp_path / "images", names=["0", "one", "two"])
     sentence = mistake(script, capsys, model, "--dataset", images, "--split", "train")
     assert sentence == (
-        f"error: the dataset's classes are not those of {model}: 2 of 3, such as 'one', are none of the model's 10, "
+        f"error: the dataset's classes are not those of {model}: 2 of 3, such as 'one', are not among the model's 10, "
         "such as '0'"
     )
 

@@ -18,7 +18,7 @@ ENTRY_POINTS = {"train", "eval", "convert"}
 MAY_IMPORT = {
     WHEEL: set(),
     "training": {WHEEL, "training"},
-    "hub_card": {WHEEL, "hub_card"},
+    "hub_card": {WHEEL, "hub_card", "training"},  # see SHARED_WITH_HUB_CARD
     "conversion": {WHEEL, "conversion"},
 }
 # The folders and files of training/, each with what it may import: itself and what stands before it.
@@ -41,6 +41,7 @@ LAYERS = [
     "prepare",
     "compare",
 ]
+SHARED_WITH_HUB_CARD = {"training.run.finished_run"}
 # Distributions whose import name is another.
 IMPORT_NAMES = {
     "pillow": "PIL",
@@ -136,6 +137,18 @@ def test_convert_shares_the_reader_of_class_names_and_no_more_with_training():
     assert shared == {"training.data.class_names", "training.errors", "training.system.terminal"}
     files += [Path(f"{module.replace('.', '/')}.py") for module in shared]
     assert undeclared(files, extras=["convert"]) == []
+
+
+def test_hub_card_shares_the_reader_of_finished_runs_and_no_more_with_training():
+    files = [path for path in TREES if path.parts[0] == "hub_card"]
+    assert {
+        node.module for path in files for name, node in imports(TREES[path]) if name == "training"
+    } == SHARED_WITH_HUB_CARD
+    code = (
+        f"import sys, {', '.join(SHARED_WITH_HUB_CARD)}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE)
+    assert answer.stdout == "[]\n"  # whoever publishes does not load the trainer
 
 
 def test_wheel_is_one_flat_folder_with_sibling_imports():

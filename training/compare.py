@@ -4,14 +4,11 @@ Usage: python -m training.compare runs/a runs/b [--output compare.png]
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from matplotlib.lines import Line2D
 
 from training.reporting.console import format_duration, format_speed
@@ -25,7 +22,9 @@ from training.reporting.curves import (
     top_1_curve,
     write_png,
 )
-from training.reporting.metrics import Record, accuracy_percent, read_metrics
+from training.reporting.metrics import Record, accuracy_percent
+from training.reporting.text_table import aligned
+from training.run.finished_run import FinishedRun, damaged, read_finished_run
 from training.system.terminal import escape_what_stdout_lacks
 
 SUMMARY_KEYS = ("model", "dataset", "num_validation", "epochs", "images_per_s", "elapsed_s")
@@ -33,41 +32,21 @@ BOOKKEEPING = ("run_name", "output_dir", "resume")  # recipe keys that say where
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one run left behind."""
+class Run(FinishedRun):
+    """A finished run, and what the table and the legend call it."""
 
     name: str
-    summary: dict[str, Any]
-    recipe: dict[str, Any]
-    steps: list[Record]
-    epochs: list[Record]
 
 
 def load_run(folder: Path, name: str) -> Run:
-    """Read `summary.json`, `recipe.yaml` and `metrics.jsonl` of a run's folder.
-
-    Raises:
-        ValueError: the folder or one of the files is missing or damaged; the sentence names it.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give the folder of a run, such as runs/tinynet_c")
-    for file in ("summary.json", "recipe.yaml", "metrics.jsonl"):
-        if not (folder / file).is_file():
-            raise ValueError(f"{folder} has no {file}; a run writes it, summary.json when it ends")
-    try:
-        summary = json.loads((folder / "summary.json").read_bytes())
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_bytes())
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{folder} has a damaged summary.json or recipe.yaml: {reason}") from error
-    if not isinstance(summary, dict) or not set(SUMMARY_KEYS) <= set(summary):
-        raise ValueError(f"{folder / 'summary.json'} must have the keys {', '.join(SUMMARY_KEYS)}")
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{folder / 'recipe.yaml'} must hold a mapping of recipe keys to values")
-    records = read_metrics(folder / "metrics.jsonl")
-    steps = [record for record in records if record["kind"] == "step"]
-    epochs = [record for record in records if record["kind"] == "epoch"]
-    return Run(name, summary, recipe, steps, epochs)
+    Raises:
+        FinishedRunError: the folder holds no finished run, or a file of it is missing or damaged.
+    """
+    run = Run(**vars(read_finished_run(folder)), name=name)
+    if missing := [key for key in SUMMARY_KEYS if key not in run.summary]:
+        raise damaged(folder / "summary.json", f"it has no {', '.join(missing)}")
+    return run
 
 
 def comparison(runs: Sequence[Run]) -> str:
@@ -85,14 +64,14 @@ def comparison(runs: Sequence[Run]) -> str:
         )
         for run in runs
     ]
-    text = _aligned(rows)
+    text = "\n".join(aligned(rows))
     if len({(run.summary["dataset"], run.summary["num_validation"]) for run in runs}) > 1:
         text += "\n\nThe runs were not evaluated on the same images, so their accuracies do not compare."
     for names in _equal_runs(runs):
         text += f"\n\nThe losses of {', '.join(names[:-1])} and {names[-1]} are equal at every step."
     differences = _recipe_differences(runs)
     if differences:
-        text += "\n\n" + _aligned([("recipe", *(run.name for run in runs)), *differences])
+        text += "\n\n" + "\n".join(aligned([("recipe", *(run.name for run in runs)), *differences]))
     elif len(runs) > 1:
         text += "\n\nThe recipes are the same."
     return text
@@ -193,12 +172,6 @@ def _recipe_differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     keys = dict.fromkeys(key for run in runs for key in run.recipe if key not in BOOKKEEPING)
     rows = [(key, *(str(run.recipe.get(key, "-")) for run in runs)) for key in keys]
     return [row for row in rows if len(set(row[1:])) > 1]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(cell) for cell in cells) for cells in zip(*rows, strict=True)]
-    lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_a_gated_repository(hub, api, status, code):
 @pytest.mark.parametrize(("status", "code"), [(404, "RepoNotFound"), (401, "RepoNotFound")])
 def test_a_repository_that_is_private_or_misspelled(hub, api, status, code):
     hub.inject(Fault("POST", "/preupload/", status=status, code=code))
-    assert refusal() == "there is no repository me/x, or it is not yours to see"
+    assert refusal() == "there is no repository me/x, or you have no access to it"
 
 
 @pytest.mark.parametrize("token", ["hf_canary of\tme", "hf_canary\nof_me", "hf_canary_\u00e9", "hf_canary\u2028"])

@@ -218,7 +218,7 @@ def test_no_token(api, run, capsys, monkeypatch):
     ("token", "repository", "said"),
     [
         ("hf_canary_that_is_wrong", "me/x", "is not valid"),
-        (READ_TOKEN, "me/x", "may only read"),
+        (READ_TOKEN, "me/x", "is read-only"),
         (OTHER_TOKEN, "me/x", "the Hugging Face token of another may not write to me/x"),
         (TOKEN, "nobody/x", "choose a repository of me or team"),
     ],
@@ -278,7 +278,7 @@ def test_damaged_weights(run, capsys):
     ("arguments", "said"),
     [
         (["{runs}/digist", "--repo", "me/x"], "did you mean"),
-        (["{runs}/digits/best", "--repo", "me/x"], "name the run's own folder"),
+        (["{runs}/digits/best", "--repo", "me/x"], "give the run's own folder"),
         (["{runs}", "--repo", "me/x"], "holds no run of train.py"),
         (["{runs}/digits", "--repo", "tinynet"], "must be like me/tinynet-flowers"),
         (["{runs}/digits", "--repo", "me/x", "--create_pr", "--tag", "v1"], "--tag needs a commit on a branch"),

@@ -105,7 +105,7 @@ class Reader:
 def test_what_the_hub_refuses_says_what_to_do(gated_hub, tmp_path):
     page = f"{gated_hub.endpoint}/datasets/owner/gated"
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
-    misspelled = "is no folder here and no public dataset of the Hub: check the spelling; for a private one, "
+    misspelled = "is not a folder here, and not a public Hub dataset: check the spelling; for a private one, "
     gated_hub.inject(Fault("HEAD", "/me/trouble/resolve/", status=403), times=9)
     gated_hub.inject(Fault("GET", "/me/trouble/auth-check", status=503))
     expected = {
@@ -123,10 +123,10 @@ def test_what_the_hub_refuses_says_what_to_do(gated_hub, tmp_path):
         (None, "me/secret"): f"me/secret {misspelled}{log_in}",
         (None, "owner/gatde"): f"owner/gatde {misspelled}{log_in}",
         (OTHER_TOKEN, "me/secret"): (
-            "me/secret is no folder here and no dataset of the Hub that your token may read: check the spelling, or "
+            "me/secret is not a folder here, and not a Hub dataset that your token can read: check the spelling, or "
             "whether the token has the right to read it"
         ),
-        (None, "me/parts"): "me/parts has several configurations: name one of first, second by dataset_name",
+        (None, "me/parts"): "me/parts has several configurations: choose one of first, second with dataset_name",
         (None, "me/trouble"): "the Hub cannot hand out me/trouble now (HTTP status 503): try again later",
     }
     with Reader(gated_hub, tmp_path) as reader:

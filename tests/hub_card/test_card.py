@@ -58,12 +58,14 @@ def test_the_card_of_the_quick_start_is_the_golden_one(run):
 def test_a_run_whose_settings_changed_does_not_pass_for_one_that_can_be_done_again(run):
     changes = ["step 26: precision no -> bf16", "step 26: model /models/flowers -> tinynet_e: not read"]
     card = model_card(dataclasses.replace(run, summary=run.summary | {"changes": changes}), "me/x")
-    (item,) = re.findall(r"does not do it again:\n\n(.*)\n\n<details>", card)
+    (item,) = re.findall(r"does not reproduce it:\n\n(.*)\n\n<details>", card)
     assert html.unescape(re.sub(r"\\(.)", r"\1", item)) == f"- {changes[0]}"
-    assert "to do it again" not in card
+    assert "needs to repeat the run" not in card
     assert card_errors(card) == []
     for unchanged in ({}, {"changes": []}):
-        assert "to do it again" in model_card(dataclasses.replace(run, summary=run.summary | unchanged), "me/x")
+        assert "needs to repeat the run" in model_card(
+            dataclasses.replace(run, summary=run.summary | unchanged), "me/x"
+        )
 
 
 def test_a_folder_called_digits_is_not_scikit_learns(run):

@@ -132,7 +132,7 @@ def test_a_damaged_recipe_is_named(run, content):
         (["optimizer"], ..., "recipe.yaml has no optimizer"),
         (["schedule"], ["cosine"], "recipe.yaml: schedule must be text, got ['cosine']"),
         (["lr"], {"a": 1}, "recipe.yaml: lr must be a value or a list of values, got {'a': 1}"),
-        (["a|b"], 1, "'a|b' is no setting"),
+        (["a|b"], 1, "'a|b' is not a setting"),
         ([7], 1, "recipe.yaml: the key 7 must be text, got 7"),
     ],
 )
@@ -154,14 +154,17 @@ def test_a_wrong_setting_is_named(run, keys, value, said):
             lambda text: text[: text.index("\n", len(text) // 2) + 1],
             r"its last epoch ends at step \d+ where",
         ),
-        (lambda text: "{}\n" + text, "metrics.jsonl, line 1 has no kind"),
-        (lambda text: text.replace('"step": 10,', '"step": "10",', 1), "line 1: step must be a whole number"),
+        (lambda text: "{}\n" + text, "metrics.jsonl, line 1 is not a metrics record"),
+        (
+            lambda text: text.replace('"step": 10,', '"step": "10",', 1),
+            'line 1 is not a metrics record: .* a whole "step"',
+        ),
         (
             lambda text: text.replace('"kind": "step"', '"kind": "stop"', 1),
-            "line 1: kind must be epoch or step",
+            "line 1 is not a metrics record",
         ),
         (lambda text: text.replace('"top_1_correct"', '"top_1"'), "raw has no top_1_correct|no raw.top_1_correct"),
-        (lambda text: "x" + text, "line 1: Expecting value"),
+        (lambda text: "x" + text, r"line 1 is not JSON \(Expecting value"),
     ],
 )
 def test_a_damaged_log_is_named(run, cut, said):

@@ -159,13 +159,22 @@ def test_names_of_runs_are_drawn_as_they_are(two_runs, tmp_path, monkeypatch):
     assert [[text.get_text() for text in legend] for legend in legends] == [names]
 
 
-@pytest.mark.parametrize("missing", ["summary.json", "recipe.yaml", "metrics.jsonl"])
-def test_a_missing_file_is_one_sentence_and_exit_code_2(tmp_path, missing, capsys):
+@pytest.mark.parametrize(
+    ("missing", "word"),
+    [
+        ("summary.json", "finished; start it again with the same command first\n"),
+        ("recipe.yaml", "complete: {}/recipe.yaml is missing\n"),
+        ("metrics.jsonl", "complete: {}/metrics.jsonl is missing\n"),
+    ],
+)
+def test_a_missing_file_is_one_sentence_and_exit_code_2(tmp_path, missing, word, capsys):
     train_digits(tmp_path / "run", lr=0.05, epochs=1)
     (tmp_path / "run" / missing).unlink()
     assert main([str(tmp_path / "run"), "--output", str(tmp_path / "c.png")]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"compare: {tmp_path / 'run'} has no {missing};")
+    assert captured.err.startswith(
+        f"compare: the run in {tmp_path / 'run'} is not {word.replace('{}', str(tmp_path / 'run'))}"
+    )
     assert captured.err.count("\n") == 1 and captured.out == ""
     assert not (tmp_path / "c.png").exists()
 
@@ -173,11 +182,21 @@ def test_a_missing_file_is_one_sentence_and_exit_code_2(tmp_path, missing, capsy
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("summary.json", "{", "damaged summary.json or recipe.yaml"),
-        ("summary.json", '{"model": "linear"}', "must have the keys model, dataset"),
-        ("recipe.yaml", "lr: [1", "damaged summary.json or recipe.yaml"),
-        ("recipe.yaml", "", "must hold a mapping"),
+        ("summary.json", "{", "run/summary.json is damaged (Expecting property name"),
+        (
+            "summary.json",
+            '{"model": "linear"}',
+            "summary.json is damaged (it has no dataset, num_validation, epochs, ",
+        ),
+        ("summary.json", '{"epochs": ' + 5000 * "1" + "}", "run/summary.json is damaged (Exceeds the limit"),
+        ("recipe.yaml", "lr: [1", "run/recipe.yaml is damaged (while parsing a flow sequence"),
+        ("recipe.yaml", "", "recipe.yaml is damaged (it must hold keys and values, got 'None'"),
         ("metrics.jsonl", "x\n", "metrics.jsonl, line 1 is not JSON"),
+        (
+            "metrics.jsonl",
+            '{"kind": "step", "step": 1}\n{"kind": "st',
+            "metrics.jsonl is damaged (line 2 is cut short)",
+        ),
     ],
 )
 def test_a_damaged_file_is_one_sentence_and_exit_code_2(tmp_path, file, content, sentence, capsys):
@@ -192,6 +211,6 @@ def test_a_damaged_file_is_one_sentence_and_exit_code_2(tmp_path, file, content,
 def test_a_missing_folder_for_run_or_picture_is_one_sentence_and_exit_code_2(two_runs, tmp_path, capsys):
     slow, _, _ = two_runs
     assert main([str(tmp_path / "nowhere")]) == 2
-    assert "nowhere is not a folder" in capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'nowhere'}; give the folder of a run" in capsys.readouterr().err
     assert main([str(slow), "--output", str(tmp_path / "nowhere" / "c.png")]) == 2
     assert "there is no folder" in capsys.readouterr().err

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from training.audit.facts import audit_split, image_facts
 from training.audit.report import report, verdict
-from training.audit.summary import ImageFacts, audit_split, num_undecodable, summarize
-from training.config.arguments import add_data_flags, data_config, output_file, whole_number
-from training.config.train_config import default_num_workers
+from training.audit.summary import num_undecodable, summarize
+from training.config.arguments import add_data_flags, add_num_workers_flag, data_config, output_file, whole_number
+from training.data.columns import read_column
 from training.data.sources import load_splits
 from training.errors import DataError
 from training.reporting.metrics import write_summary
@@ -26,11 +27,11 @@ what it looks for:
   undecodable images (empty, damaged, web pages named .jpg, floating-point pixels, ...): each would end a run
   leaks: validation images that are training images too, byte for byte, so that the accuracy is too good
   copies within a split, and the same image under several labels
-  files in class folders that are hidden or no image
+  hidden or non-image files in class folders
   classes that are small, or absent from a split, and the order of the classes
   sizes, formats and modes, and what training changes: EXIF rotation, frames, transparency, 16 bit
 
-A sample's number is the one that train.py names in its messages. Labels that are missing or out of range are refused
+A sample's number is the one in train.py's messages. Labels that are missing or out of range are refused
 as train.py refuses them. A dataset cannot be streamed here: all of it is read.
 
 exit code:
@@ -54,13 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_data_flags(parser)
     running = parser.add_argument_group("running")
-    running.add_argument(
-        "--num_workers",
-        type=whole_number(0),
-        default=default_num_workers(1),
-        metavar="N",
-        help="loader processes; 0 reads in this one (default: by CPU cores, here %(default)s)",
-    )
+    add_num_workers_flag(running)
     results = parser.add_argument_group("results")
     results.add_argument("--report", type=output_file, metavar="FILE.json", help="write counts and findings as JSON")
     results.add_argument(
@@ -89,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     audited = {}
     total = len(splits.train) + len(splits.validation)
     with tqdm(total=total, desc="audit", unit=" images", dynamic_ncols=True) as bar:
-        for name, split in (("train", splits.train), ("validation", splits.validation)):
-            labels = split.select_columns([splits.label_column]).with_format("arrow")[:][splits.label_column]
+        for name, split in splits.by_name.items():
+            labels = read_column(split, splits.label_column)
             audited[name] = audit_split(
-                ImageFacts(split, splits.image_column, name),
+                image_facts(split, splits.image_column, name),
                 labels.to_numpy(),
                 num_workers=options.num_workers,
                 max_listed=options.max_listed,

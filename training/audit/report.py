@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from training.audit.summary import ODDITIES, SMALL, num_undecodable
+from training.audit.facts import ODDITIES
+from training.audit.summary import SMALL, num_undecodable
+from training.reporting.text_table import aligned
 
 MAX_CLASSES, CLASSES_AT_EACH_END = 20, 5  # all of so many, or else the largest and the smallest
 
@@ -27,7 +29,7 @@ def verdict(summary: dict[str, Any]) -> str:
     """One line: whether training would stop, and all that is worth a look."""
     splits, copies = summary["splits"], summary["duplicates"]
     findings = [
-        ("files that are hidden or no image", summary["other_files"]),
+        ("hidden or non-image files", summary["other_files"]),
         ("in both splits", copies["leaks"]["count"]),
         *((f"repeated within {name}", copies[name]["count"]) for name in splits),
         ("under several labels", copies["labels"]["count"]),
@@ -50,19 +52,10 @@ def _absent(summary: dict[str, Any], split: str) -> list[str]:
     return [row["class"] for row in summary["classes"] if not row[split]]
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    name_width, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join([name.ljust(name_width), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
-        for name, *cells in rows
-    )
-    return [line.rstrip() for line in lines]
-
-
 def _split_table(summary: dict[str, Any], rows: dict[str, list[int]]) -> list[str]:
     """A line for each of the rows, which hold a number for each split."""
     cells = [(name, *(f"{number:,}" for number in numbers)) for name, numbers in rows.items()]
-    return _table([("", *summary["splits"]), *cells])
+    return aligned([("", *summary["splits"]), *cells], right=True)
 
 
 def _images(summary: dict[str, Any]) -> list[str]:
@@ -114,7 +107,7 @@ def _sizes(summary: dict[str, Any]) -> list[str]:
         good = split["images"] - split["undecodable"]
         share = f"{split['small']:,} of {good:,} = {100 * split['small'] / good:.1f} %"
         shares.append(f"{name}, shorter side below {SMALL}: {share}")
-    return [*_table(rows), *shares]
+    return [*aligned(rows, right=True), *shares]
 
 
 def _kinds(summary: dict[str, Any]) -> list[str]:

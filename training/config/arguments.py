@@ -3,10 +3,10 @@
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from training.config.train_config import FIELDS, TrainConfig, short_text
+from training.config.train_config import FIELDS, TrainConfig, default_num_workers, short_text
 
 DATA_FLAGS = (
     "dataset",
@@ -63,19 +63,36 @@ def output_file(text: str) -> Path:
     return path
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Add those flags of train.py that say what the dataset is; `data_config` reads them."""
+def add_data_flags(parser: argparse.ArgumentParser, names: Sequence[str] = DATA_FLAGS) -> argparse._ArgumentGroup:
+    """Add those flags of train.py that say what the dataset is; returns their group. `data_config` reads all of them.
+
+    Args:
+        names: which of `DATA_FLAGS`, `dataset` among them.
+    """
     data = parser.add_argument_group("data, as for train.py")
-    for name in DATA_FLAGS:
+    for name in names:
         field, required = FIELDS[name], name == "dataset"
         default = "" if required or field.default is None else f" (default: {short_text(field.default)})"
         data.add_argument(
             f"--{name}",
             required=required,
+            type=str if name == "validation_fraction" else nonempty,
             default=field.default,
             metavar="X" if name == "validation_fraction" else "TEXT",
             help=field.metadata["help"] + default,
         )
+    return data
+
+
+def add_num_workers_flag(group: argparse._ArgumentGroup) -> None:
+    """Add `--num_workers` of a command that works alone on its machine."""
+    group.add_argument(
+        "--num_workers",
+        type=whole_number(0),
+        default=default_num_workers(1),
+        metavar="N",
+        help="worker processes; 0 works in this one (default: by CPU cores, here %(default)s)",
+    )
 
 
 def data_config(parser: argparse.ArgumentParser, options: argparse.Namespace) -> TrainConfig:

@@ -1,6 +1,6 @@
 """A tree of class folders: `<root>/<split>/<class>/<image>`, or `<root>/<class>/<image>`.
 
-Whatever lies in the tree and is not used is told: other files, unlabeled images, folders of images beside the splits.
+Whatever is in the tree and not used is reported: other files, unlabeled images, folders of images beside the splits.
 """
 
 import os
@@ -30,7 +30,7 @@ TABLE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".xls")  # of files
 
 @dataclass
 class FoundSplits:
-    """Splits by name, and what else there is to say about where they were found."""
+    """Splits by name, and notes on the place where they were found."""
 
     splits: dict[str, datasets.Dataset | datasets.IterableDataset]
     notes: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class FoundSplits:
 
 @dataclass
 class _Tree:
-    """What is met while a dataset is read."""
+    """What is found in a tree while it is read."""
 
     root: Path
     other_files: list[str] = field(default_factory=list)  # the first ones, relative to the root
@@ -51,11 +51,12 @@ class _Tree:
         self.other_files += [str((folder / name).relative_to(self.root)) for name in named]
 
     def notes(self) -> list[str]:
-        if not self.num_other_files:
+        number = self.num_other_files
+        if not number:
             return []
-        files = "1 file that is" if self.num_other_files == 1 else f"{self.num_other_files:,} files that are"
-        more = ", ..." if self.num_other_files > len(self.other_files) else ""
-        return [f"left out: {files} hidden or no image ({', '.join(self.other_files)}{more})"]
+        files = "1 hidden or non-image file" if number == 1 else f"{number:,} hidden or non-image files"
+        more = ", ..." if number > len(self.other_files) else ""
+        return [f"left out: {files} ({', '.join(self.other_files)}{more})"]
 
 
 def read_class_folders(root: Path, train_split: str, validation_split: str | None) -> FoundSplits:
@@ -100,7 +101,7 @@ def read_class_folders(root: Path, train_split: str, validation_split: str | Non
     return FoundSplits(read, notes + tree.notes(), tree.num_other_files)
 
 
-def labelled(images: pa.StructArray, labels: np.ndarray, class_names: list[str]) -> datasets.Dataset:
+def labeled_split(images: pa.StructArray, labels: np.ndarray, class_names: list[str]) -> datasets.Dataset:
     """A stored split of encoded images, structs of `bytes` and `path`, and labels, indices into the class names."""
     features = datasets.Features(
         {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=class_names)}
@@ -115,8 +116,8 @@ def _classes_alone(
     """Read `<root>/<class>/<image>`."""
     if list_folder(root / folders[0])[0] and len(folders) > 1 and all(list_folder(root / name)[0] for name in folders):
         raise DataError(
-            f"{root} has no folder {train_split!r}, and its folders {listed(folders)} hold folders: name the one to "
-            "train on by train_split, or give one of them as the dataset"
+            f"{root} has no folder {train_split!r}, and its folders {listed(folders)} hold folders: choose the one to "
+            "train on with train_split, or give one of them as the dataset"
         )
     if len(folders) == 1 or any(map(names_no_class, folders)):
         _refuse_folders_for_a_purpose(root, folders, files)
@@ -190,8 +191,8 @@ def _read_split(tree: _Tree, root: Path, tables: list[str], every_class: bool) -
         nested, files, hidden = list_folder(folder)
         if nested and (folder / nested[0] / "recipe.yaml").is_file():
             raise DataError(
-                f"{folder / nested[0]} is a run of train.py inside the dataset: move {folder} away, and name its new "
-                "place by output_dir"
+                f"{folder / nested[0]} is a run of train.py inside the dataset: move {folder} away, and set "
+                "output_dir to its new place"
             )
         if nested:
             raise DataError(
@@ -214,7 +215,7 @@ def _read_split(tree: _Tree, root: Path, tables: list[str], every_class: bool) -
         raise DataError(f"folder {root} holds no images")
     names = ["bytes", "path"]
     images = pa.StructArray.from_arrays([pa.nulls(count, pa.binary()), pa.concat_arrays(paths)], names=names)
-    return labelled(images, np.concatenate(labels), class_names)
+    return labeled_split(images, np.concatenate(labels), class_names)
 
 
 def _unread_images(root: Path, unread: list[tuple[Path, str]], num_read: int) -> str:

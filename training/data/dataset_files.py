@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from training.data.class_folders import FoundSplits, labelled, read_class_folders
+from training.data.class_folders import FoundSplits, labeled_split, read_class_folders
 from training.data.folder_listing import count_images, find_class_folders, list_folder
 from training.data.folder_splits import read_folder
 from training.data.hub_datasets import LOADING_ERRORS, is_hub_id, load_hub_dataset, one_line
@@ -117,7 +117,7 @@ def _two_datasets(root: Path, chosen: Path, classes: list[Path], is_metadata: bo
     if is_metadata:
         return (
             f"{root} can be read in two ways: move {chosen} away to train on its class folders, such as {folders}, or "
-            "name the column of labels in that file by label_column"
+            "choose the column of labels in that file with label_column"
         )
     return (
         f"{root} can be read in two ways: move {chosen} away to train on its class folders, such as {folders}, or "
@@ -150,7 +150,7 @@ def _saved_to_disk(path: Path, train_split: str) -> dict[str, datasets.Dataset]:
 
 
 def _unlisted_images(root: Path, splits: dict[str, datasets.Dataset]) -> list[str]:
-    """A note on images that lie beside a metadata file and do not stand in it."""
+    """A note on images that lie beside a metadata file and are not listed in it."""
     paths = set()
     for split in splits.values():
         for name in (name for name, feature in split.features.items() if isinstance(feature, datasets.Image)):
@@ -170,7 +170,7 @@ def _digits() -> datasets.Dataset:
         PIL.Image.fromarray(pixels).save(file, "PNG")
         pngs.append(file.getvalue())
     images = pa.StructArray.from_arrays([pa.array(pngs), pa.nulls(len(pngs), pa.string())], names=["bytes", "path"])
-    return labelled(images, digits.target, [str(digit) for digit in digits.target_names])
+    return labeled_split(images, digits.target, [str(digit) for digit in digits.target_names])
 
 
 def _with_tar_sizes(splits: dict[str, datasets.IterableDataset], path: Path) -> dict[str, datasets.IterableDataset]:

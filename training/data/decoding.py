@@ -4,7 +4,7 @@
 |----------------------------------------|----------------------------------------------------------------------|
 | an EXIF orientation                    | is applied; EXIF that cannot be read counts as none                  |
 | RGB, gray, 1-bit, palette, CMYK, ...   | RGB as `PIL.Image.convert("RGB")` has it                             |
-| alpha or a transparent colour          | dropped: the colours stored underneath show                          |
+| alpha or a transparent color           | dropped: the colors stored underneath show                          |
 | 16-bit gray                            | v * 255 / 65535, rounded (`convert` would clip it to near white)     |
 | several frames                         | the first one                                                        |
 | floating point, more than `MAX_PIXELS` | refused                                                              |
@@ -50,7 +50,7 @@ DECODING_ERRORS = (
 
 
 class ImageDecodeError(ValueError):
-    """An image cannot be used. The message names its path or sample, and what is wrong with it."""
+    """An image cannot be used. The message gives its path or sample, and what is wrong with it."""
 
 
 def decode_rgb(image: dict[str, Any] | bytes | PIL.Image.Image, name: str = "image") -> torch.Tensor:
@@ -78,14 +78,14 @@ def decode_rgb(image: dict[str, Any] | bytes | PIL.Image.Image, name: str = "ima
         except ValueError:
             pass  # stricter than Pillow, which decides
     try:
-        picture = PIL.Image.open(io.BytesIO(data))
+        opened = PIL.Image.open(io.BytesIO(data))
     except PIL.UnidentifiedImageError:
         kind = unread_kind(data[:FIRST_BYTES])
-        reason = f"is {kind}: {remedy(kind)}" if kind else "is not an image, or of a kind that Pillow does not know"
+        reason = f"is {kind}: {remedy(kind)}" if kind else "is not an image, or its format is unknown to Pillow"
         raise ImageDecodeError(f"{name}: {reason}") from None
     except DECODING_ERRORS as error:
         raise ImageDecodeError(f"{name}: {error}") from None
-    return _to_tensor(np.array(_pillow_rgb(picture, name)))
+    return _to_tensor(np.array(_pillow_rgb(opened, name)))
 
 
 def encoded_bytes(image: dict[str, Any] | None, name: str = "image") -> bytes:
@@ -159,9 +159,9 @@ def _check_size(width: int, height: int, name: str) -> None:
         raise ImageDecodeError(f"{name}: {width} x {height} pixels are more than {MAX_PIXELS:,}")
 
 
-def _pillow_rgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    _check_size(*picture.size, name)
+def _pillow_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    _check_size(*image.size, name)
     try:
-        return pil_to_rgb(upright(picture))
+        return pil_to_rgb(upright(image))
     except DECODING_ERRORS as error:
-        raise ImageDecodeError(f"{name}: the image is damaged or of an odd kind: {error}") from None
+        raise ImageDecodeError(f"{name}: the image is damaged or in an unusual format: {error}") from None

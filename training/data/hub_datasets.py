@@ -32,7 +32,8 @@ def load_hub_dataset(
         streaming: read it while it is used instead of storing it.
 
     Raises:
-        DataError: it is gated, private, misspelled or damaged, or the Hub cannot be reached. No token is ever named.
+        DataError: it is gated, private, misspelled or damaged, or the Hub cannot be reached. The message
+            never holds a token.
     """
     _require_hub_or_cache(dataset)
     try:
@@ -45,7 +46,8 @@ def load_hub_dataset(
 def is_hub_id(dataset: str) -> bool:
     """Whether a name that is no folder here can be a dataset of the Hub; else it can only be a missing folder.
 
-    `data/birds` is a folder where there is a folder `data`: whoever has one does not mean somebody else's dataset.
+    `data/birds` is taken for a folder where a folder `data` exists: whoever has one does not mean a dataset of
+    somebody called `data`.
     """
     path = Path(dataset)
     try:
@@ -63,7 +65,7 @@ def loading_failure(dataset: str, name: str | None, error: BaseException) -> str
         names = []
     if names and name not in names and (name or len(names) > 1):
         problem = f"no configuration {name!r}" if name else "several configurations"
-        return f"{dataset} has {problem}: name one of {listed(names)} by dataset_name"
+        return f"{dataset} has {problem}: choose one of {listed(names)} with dataset_name"
     return f"dataset {dataset} cannot be loaded: {one_line(error)}"
 
 
@@ -114,11 +116,11 @@ def _refusal(dataset: str) -> str | None:
     except RepositoryNotFoundError:
         if has_token:
             return (
-                f"{dataset} is no folder here and no dataset of the Hub that your token may read: check the spelling, "
+                f"{dataset} is not a folder here, and not a Hub dataset that your token can read: check the spelling, "
                 "or whether the token has the right to read it"
             )
         return (
-            f"{dataset} is no folder here and no public dataset of the Hub: check the spelling; for a private one, "
+            f"{dataset} is not a folder here, and not a public Hub dataset: check the spelling; for a private one, "
             f"{log_in}"
         )
     except HfHubHTTPError as error:

@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from training.data.columns import read_column
 from training.data.unicode_text import composed, require_text, require_text_column, same_text
 from training.errors import DataError, listed
 
@@ -16,7 +17,7 @@ def _label_ids(
 ) -> tuple[np.ndarray, list[str] | None]:
     """(an integer for each sample, class names by that integer); None for plain integers without given names."""
     feature = split.features[column]
-    labels = split.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
+    labels = read_column(split, column).combine_chunks()
     if labels.null_count == len(labels):
         raise DataError(f"{place} has no labels: the column {column!r} is empty")
     if labels.null_count:
@@ -24,7 +25,7 @@ def _label_ids(
         raise DataError(f"sample {index} of {place} has no label")
     has_texts = _is_text(labels.type)
     if given_names and (has_texts or isinstance(feature, datasets.ClassLabel)):
-        raise DataError(f"{place} names its classes by itself: leave out class_names")
+        raise DataError(f"{place} has class names of its own: leave out class_names")
     if has_texts:
         return _text_ids(place, labels)
     if not (pa.types.is_integer(labels.type) or pa.types.is_boolean(labels.type)):
@@ -40,7 +41,7 @@ def _label_ids(
     wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)) if names else numbers < 0)
     if len(wrong):
         classes = f"the {len(names)} classes" if names else "0, 1, 2, ..."
-        raise DataError(f"label {numbers[wrong[0]]} of sample {wrong[0]} of {place} is none of {classes}")
+        raise DataError(f"label {numbers[wrong[0]]} of sample {wrong[0]} of {place} is not one of {classes}")
     return numbers, names
 
 
@@ -66,7 +67,7 @@ def _numbered_classes(place: str, ids: np.ndarray) -> list[str]:
     if largest + 1 - used > max(MOST_UNUSED_CLASSES, used):
         raise DataError(
             f"label {largest} of sample {ids.argmax()} of {place} would make {largest + 1:,} classes, of which only "
-            f"{used:,} occur: number the classes 0, 1, 2, ..., or name every one of them in a file of class_names"
+            f"{used:,} occur: number the classes 0, 1, 2, ..., or name all of them in a class_names file"
         )
     return [str(number) for number in range(largest + 1)]
 
@@ -123,7 +124,7 @@ def streamed_class_names(
     features = [split.features[column] for split in splits]
     if given_names:
         if isinstance(features[0], datasets.ClassLabel):
-            raise DataError(f"{dataset} names its classes by itself: leave out class_names")
+            raise DataError(f"{dataset} has class names of its own: leave out class_names")
         return given_names
     if not isinstance(features[0], datasets.ClassLabel) or any(feature != features[0] for feature in features):
         raise DataError(

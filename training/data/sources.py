@@ -2,26 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from training.data.class_folders import FoundSplits
 from training.data.class_names import read_class_names
+from training.data.columns import Split, find_columns, read_column, select_two_columns
 from training.data.dataset_files import metadata_file, read_splits
 from training.data.labels import streamed_class_names, with_labels_of, with_train_labels
 from training.data.permutation import stratified_holdout
 from training.data.split_names import find_train_split, may_lack_labels, validation_candidates
-from training.data.unicode_text import require_text, require_text_column
+from training.data.unicode_text import require_text
 from training.errors import DataError, listed
 
-Split: TypeAlias = datasets.Dataset | datasets.IterableDataset
-
-IMAGE_COLUMN_NAMES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
-LABEL_COLUMN_NAMES = ("label", "labels", "class", "target", "cls")
-VIEWS = {"binary_view": "large_binary", "string_view": "large_string"}  # Arrow's layouts that Polars writes
 IMAGENET_COUNTS = {"train": 1_281_167, "validation": 50_000, "val": 50_000}
 
 
@@ -37,8 +34,12 @@ class Splits:
     class_names: list[str]
     image_column: str
     label_column: str
-    description: str  # one line: sizes, and whatever the user may not expect
+    description: str  # one line: sizes, and whatever a user may not expect
     num_other_files: int = 0  # of a tree of class folders: hidden, or no images
+
+    @property
+    def by_name(self) -> dict[str, Split]:
+        return {"train": self.train, "validation": self.validation}
 
 
 def load_splits(
@@ -58,24 +59,23 @@ def load_splits(
 ) -> Splits:
     """Find, read and check the training and the validation split.
 
-    Class names and their order come from the training split, and validation labels are mapped by name: the two splits
-    may list their classes differently.
+    The training split defines the classes and their order. Validation labels are mapped by name, because the two
+    splits may list their classes differently.
 
     Args:
         dataset: `digits`; a folder that holds `train/<class>/` and `val/<class>/`, or `<class>/` alone, or Parquet, or
             images with a metadata file; a Parquet file; a folder of WebDataset's tar files; or a Hub id.
         name: configuration of a Hub dataset that has several.
-        train_split: split to train on; `train` stands for `Train`, `training`, ... too.
+        train_split: split to train on; `train` also stands for `Train`, `training`, ...
         validation_split: split to evaluate on; None takes the first of validation, val, valid, dev, eval and test that
-            there is, in any case, and passes over a test split without labels.
-        image_column: column of the images; None finds it by its type.
-        label_column: column of the labels; None finds it by its type.
-        class_names: text file of a name in each line, for labels that are plain integers; None calls them 0, 1, 2, ...
+            exists, in any case, and passes over a test split without labels.
+        image_column, label_column: None finds them by type, see `find_columns`.
+        class_names: text file with one name per line, for integer labels; None calls the classes 0, 1, 2, ...
         validation_fraction: share of each class to hold out of the training split if there is no validation split.
-        seed: decides which samples are held out. Leave it alone between runs that are to be compared.
+        seed: decides which samples are held out. Runs that are to be compared need the same one.
         streaming: read the dataset while training instead of storing it. Labels are then checked only as they come.
-        least_classes: with fewer it is refused; an evaluation can do with one.
-        hold_out_of_folder: hold the validation split out of a folder of class folders; else it is all of them.
+        least_classes: a dataset with fewer is refused; evaluation can do with one.
+        hold_out_of_folder: hold the validation split out of a folder of class folders; False evaluates all of it.
 
     Raises:
         DataError: the dataset is missing, or cannot be trained on as it is.
@@ -90,67 +90,117 @@ def load_splits(
         label_column=label_column,
         streaming=streaming,
     )
-    splits, wanted = found.splits, train_split
-    train_split = find_train_split(splits, wanted) or wanted
-    for split in (train_split, validation_split):
-        if split is not None and split not in splits:
-            raise DataError(f"{dataset} has no split {split!r}; its splits are {listed(splits)}")
-    image_column, label_column = _find_columns(dataset, splits[train_split], image_column, label_column)
-    without_labels: list[str] = []
-    if validation_split is None:
-        validation_split, without_labels = _choose_validation(splits, train_split, label_column)
-    chosen = {}
-    for split in (train_split, validation_split):
-        if split is not None:
-            chosen[split] = _two_columns(f"split {split!r} of {dataset}", splits[split], image_column, label_column)
-    check_imagenet_counts(dataset, {split: _known_size(data) for split, data in chosen.items()})
-    notes = [*found.notes, *(f"{split} has no labels and is not used" for split in without_labels)]
-    if unused := [split for split in splits if split not in chosen and split not in without_labels]:
-        notes.append(f"not used: {listed(unused)}")
-    if train_split != wanted:
-        notes.insert(0, f"trained on its split {train_split!r}")
-
+    chosen = _choose(dataset, found, train_split, validation_split, image_column, label_column)
     if streaming:
-        if validation_split is None:
-            raise DataError(f"{dataset} has no validation split, and none can be held out of a stream; name one")
-        names = streamed_class_names(dataset, list(chosen.values()), label_column, given_names)
-        evaluated = f"{dataset}, streamed: {len(names)} classes, evaluated on its split {validation_split!r}"
-        description = "; ".join([evaluated, *notes])
-        return Splits(chosen[train_split], chosen[validation_split], names, image_column, label_column, description)
+        return _streamed(chosen, given_names)
+    return _stored(chosen, given_names, least_classes, _HoldOut(validation_fraction, seed, hold_out_of_folder))
 
-    names, train, train_ids = with_train_labels(
-        f"split {train_split!r} of {dataset}", chosen[train_split], label_column, given_names, least_classes
+
+class _HoldOut(NamedTuple):
+    """What to evaluate on where there is no validation split."""
+
+    fraction: float  # of each class
+    seed: int
+    of_folder: bool  # out of a folder of class folders too; else all of it is evaluated
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The two splits to use of those found, with their labels as they are."""
+
+    dataset: str
+    train_name: str
+    train: Split
+    validation_name: str | None  # None where there is none
+    validation: Split | None
+    image_column: str
+    label_column: str
+    notes: list[str]  # on what a user may not expect of the choice
+    num_other_files: int
+
+
+def _choose(
+    dataset: str,
+    found: FoundSplits,
+    train_split: str,
+    validation_split: str | None,
+    image_column: str | None,
+    label_column: str | None,
+) -> _Chosen:
+    """Raises DataError if a split or a column is missing, or ImageNet-1k is incomplete; see `load_splits`."""
+    splits = found.splits
+    train_name = find_train_split(splits, train_split) or train_split
+    for name in (train_name, validation_split):
+        if name is not None and name not in splits:
+            raise DataError(f"{dataset} has no split {name!r}; its splits are {listed(splits)}")
+    image_column, label_column = find_columns(dataset, splits[train_name], image_column, label_column)
+    validation_name, without_labels = validation_split, []
+    if validation_name is None:
+        validation_name, without_labels = _choose_validation(splits, train_name, label_column)
+    chosen = {
+        name: select_two_columns(_place(dataset, name), splits[name], image_column, label_column)
+        for name in (train_name, validation_name)
+        if name is not None
+    }
+    check_imagenet_counts(dataset, {name: _known_size(split) for name, split in chosen.items()})
+    notes = [] if train_name == train_split else [f"trained on its split {train_name!r}"]
+    notes += [*found.notes, *(f"{name} has no labels and is not used" for name in without_labels)]
+    if unused := [name for name in splits if name not in chosen and name not in without_labels]:
+        notes.append(f"not used: {listed(unused)}")
+    return _Chosen(
+        dataset=dataset,
+        train_name=train_name,
+        train=chosen[train_name],
+        validation_name=validation_name,
+        validation=chosen.get(validation_name),
+        image_column=image_column,
+        label_column=label_column,
+        notes=notes,
+        num_other_files=found.num_other_files,
     )
-    if validation_split is None and not hold_out_of_folder and is_folder_of_classes(dataset, train, image_column):
+
+
+def _place(dataset: str, split: str) -> str:
+    """How messages name a split."""
+    return f"split {split!r} of {dataset}"
+
+
+def _streamed(chosen: _Chosen, given_names: list[str] | None) -> Splits:
+    dataset, column = chosen.dataset, chosen.label_column
+    if chosen.validation is None:
+        raise DataError(f"{dataset} has no validation split, and none can be held out of a stream; name one")
+    names = streamed_class_names(dataset, [chosen.train, chosen.validation], column, given_names)
+    evaluated = f"{dataset}, streamed: {len(names)} classes, evaluated on its split {chosen.validation_name!r}"
+    description = "; ".join([evaluated, *chosen.notes])
+    return Splits(chosen.train, chosen.validation, names, chosen.image_column, column, description)
+
+
+def _stored(chosen: _Chosen, given_names: list[str] | None, least_classes: int, hold_out: _HoldOut) -> Splits:
+    dataset, column = chosen.dataset, chosen.label_column
+    place = _place(dataset, chosen.train_name)
+    names, train, train_ids = with_train_labels(place, chosen.train, column, given_names, least_classes)
+    if chosen.validation is not None:
+        evaluated = f"evaluated on its split {chosen.validation_name!r}"
+        place = _place(dataset, chosen.validation_name)
+        validation, validation_ids = with_labels_of(names, place, chosen.validation, column, given_names)
+    elif not hold_out.of_folder and is_folder_of_classes(dataset, train, chosen.image_column):
         validation, validation_ids, evaluated = train, train_ids, "all of them are evaluated"
-    elif validation_split is None:
-        evaluated = (
-            f"there is no validation split: {100 * validation_fraction:g} % of each class are held out of "
-            f"{train_split!r} for it (seed {seed})"
-        )
-        kept, held_out = stratified_holdout(train_ids, validation_fraction, seed)
-        if not len(held_out):
-            raise DataError(f"{dataset} has one image in each class, so that none can be held out for validation")
-        validation, validation_ids = train.select(held_out), train_ids[held_out]
-        train, train_ids = train.select(kept), train_ids[kept]
     else:
-        evaluated = f"evaluated on its split {validation_split!r}"
-        place = f"split {validation_split!r} of {dataset}"
-        validation, validation_ids = with_labels_of(names, place, chosen[validation_split], label_column, given_names)
+        evaluated = (
+            f"there is no validation split: {100 * hold_out.fraction:g} % of each class is held out of "
+            f"{chosen.train_name!r} for it (seed {hold_out.seed})"
+        )
+        kept, out = stratified_holdout(train_ids, hold_out.fraction, hold_out.seed)
+        if not len(out):
+            raise DataError(f"{dataset} has only one image per class, so none can be held out for validation")
+        validation, validation_ids = train.select(out), train_ids[out]
+        train, train_ids = train.select(kept), train_ids[kept]
     absent = [*_absent("training", train_ids, names), *_absent("validation", validation_ids, names)]
     description = (
         f"{dataset}: {len(train):,} training and {len(validation):,} validation images, {len(names)} classes; "
-        + "; ".join([evaluated, *absent, *notes])
+        + "; ".join([evaluated, *absent, *chosen.notes])
     )
-    return Splits(train, validation, names, image_column, label_column, description, found.num_other_files)
-
-
-def _find_columns(dataset: str, split: Split, image_column: str | None, label_column: str | None) -> tuple[str, str]:
-    image_column = _find_image_column(dataset, split, image_column)
-    label_column = _find_label_column(dataset, split, label_column)
-    if image_column == label_column:
-        raise DataError(f"column {image_column!r} of {dataset} cannot hold both the images and the labels")
-    return image_column, label_column
+    return Splits(train, validation, names, chosen.image_column, column, description, chosen.num_other_files)
 
 
 def _absent(kind: str, ids: np.ndarray, names: list[str]) -> list[str]:
@@ -170,13 +220,13 @@ def _choose_validation(splits: dict[str, Split], train_split: str, label_column:
 
 
 def _lacks_labels(split: Split, label_column: str) -> bool:
-    """Whether a split has no labels, or -1 in their place; of a stream, its first sample is asked."""
+    """Whether a split has no labels, or -1 in their place; of a stream, only the first sample is read."""
     if split.features is None or label_column not in split.features:
         return split.features is not None
     labels = split.select_columns([label_column])
     if isinstance(labels, datasets.IterableDataset):
         return all(row[label_column] in (None, -1) for row in labels.take(1))
-    column = labels.with_format("arrow")[:][label_column]
+    column = read_column(labels, label_column)
     if column.null_count == len(column):
         return True
     return pa.types.is_integer(column.type) and pc.all(pc.equal(column, -1), skip_nulls=False).as_py() is True
@@ -234,90 +284,3 @@ def _known_size(split: Split) -> int | None:
         return len(split)
     stated = (split.info.splits or {}).get(str(split.split))
     return stated.num_examples if stated else None
-
-
-# Columns
-
-
-def _features(dataset: str, split: Split) -> datasets.Features:
-    if split.features is None:
-        raise DataError(f"{dataset} does not state its columns: use it without streaming")
-    return split.features
-
-
-def _require_column(dataset: str, features: datasets.Features, column: str, option: str) -> str:
-    if column not in features:
-        raise DataError(f"{option} {column!r} is not a column of {dataset}, which has {listed(features)}")
-    return column
-
-
-def _pick(candidates: list[str], usual_names: tuple[str, ...]) -> str | None:
-    """The only candidate, or else the one with the most usual name."""
-    if len(candidates) == 1:
-        return candidates[0]
-    return next((name for name in usual_names if name in candidates), None)
-
-
-def _find_image_column(dataset: str, split: Split, column: str | None) -> str:
-    features = _features(dataset, split)
-    if column is not None:
-        return _require_column(dataset, features, column, "image_column")
-    # Parquet that `datasets` did not write holds images as plain bytes, or as a plain {bytes, path}.
-    candidates = [name for name, feature in features.items() if isinstance(feature, datasets.Image)] or [
-        name
-        for name, feature in features.items()
-        if (isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary", "binary_view"))
-        or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
-    ]
-    found = _pick(candidates, IMAGE_COLUMN_NAMES)
-    if found is None:
-        problem = f"several columns of images ({listed(candidates)})" if candidates else "no column of images"
-        texts = [
-            name for name, feature in features.items() if _holds_texts(feature) and name not in LABEL_COLUMN_NAMES
-        ]
-        hint = f" (paths or URLs in {listed(texts)} will do)" if texts and not candidates else ""
-        raise DataError(f"{dataset} has {problem}: name one by image_column{hint}; its columns are {listed(features)}")
-    return found
-
-
-def _holds_texts(feature: Any) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
-
-
-def _find_label_column(dataset: str, split: Split, column: str | None) -> str:
-    features = _features(dataset, split)
-    if column is not None:
-        return _require_column(dataset, features, column, "label_column")
-    candidates = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)] or [
-        name for name in features if name in LABEL_COLUMN_NAMES
-    ]
-    found = _pick(candidates, LABEL_COLUMN_NAMES)
-    if found is None:
-        path = Path(dataset).expanduser()
-        metadata = metadata_file(path) if path.is_dir() else None
-        if metadata and not candidates:
-            raise DataError(
-                f"{metadata} takes the place of the class folders and has no label column: delete it, give it one, "
-                f"or name one by label_column; its columns are {listed(features)}"
-            )
-        problem = f"several columns of labels ({listed(candidates)})" if candidates else "no column of labels"
-        raise DataError(f"{dataset} has {problem}: name one by label_column; its columns are {listed(features)}")
-    return found
-
-
-def _two_columns(place: str, split: Split, image_column: str, label_column: str) -> Split:
-    features = _features(place, split)
-    for column in (image_column, label_column):
-        if column not in features:
-            raise DataError(f"{place} has no column {column!r}, only {listed(features)}")
-    split = split.select_columns([image_column, label_column])
-    stored = getattr(features[image_column], "dtype", None)
-    if stored in VIEWS:  # which `datasets.Image` cannot read
-        split = split.cast_column(image_column, datasets.Value(VIEWS[stored]))
-    try:
-        split = split.cast_column(image_column, datasets.Image(decode=False))
-    except (TypeError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"column {image_column!r} of {place} holds no images, but {features[image_column]}") from error
-    if isinstance(split, datasets.Dataset):
-        require_text_column(pc.struct_field(split.data.table.column(image_column), "path"), "path", place)
-    return split

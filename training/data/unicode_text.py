@@ -1,4 +1,4 @@
-"""Names of files and classes as Unicode: what is not text is refused by name, and what reads alike is the same."""
+"""Names of files and classes as Unicode: what is not text is refused, and what reads alike is the same name."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ def require_text(name: str, what: str) -> None:
     """Refuses a name that no UTF-8 file can hold. Python reads the bytes of such file names as lone surrogates.
 
     Args:
-        what: bears the name, such as `a file in photos/ant`.
+        what: what has this name, such as `a file in photos/ant`.
 
     Raises:
         DataError: with the name, its surrogates escaped.
@@ -38,11 +38,11 @@ def require_text_column(column: pa.Array | pa.ChunkedArray, what: str, place: st
     """Refuses a column of strings with bytes that are not UTF-8, which Arrow and Parquet store unseen.
 
     Args:
-        what: the column holds, such as `label`.
-        place: that has the column.
+        what: what the column holds, such as `label`.
+        place: what has the column.
 
     Raises:
-        DataError: naming the first one.
+        DataError: there is such a value; the message quotes the first one.
     """
     try:
         column.validate(full=True)

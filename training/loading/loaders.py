@@ -9,45 +9,31 @@ import datasets
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from training.data.columns import Split
 from training.data.decoding import ImageDecodeError
-from training.data.sources import Split
-from training.loading.samples import REPLACEMENT_TRIES, Transform, make_sample
+from training.loading.samples import REPLACEMENT_TRIES, SampleReader, Transform
 from training.loading.sampling import TrainBatchSampler, TrainingPlan, evaluation_indices
 from training.loading.streaming import StreamedEvaluation, StreamedTraining, StreamPositions
 from training.loading.workers import begin_worker
 
 
 class ImageDataset(Dataset):
-    """A stored split as samples of `make_sample`; `replaced` counts the images it stands in for.
+    """A stored split as samples of `SampleReader`, in which `replaced` counts the bad images that a sample stands for.
 
     Samples are asked for by (epoch, index), and a whole batch is fetched at once.
 
     Args:
-        split: two columns: encoded images, `Image(decode=False)`, and integer labels.
-        image_column: name of the first.
-        label_column: name of the second.
-        transform: see `Transform`.
-        num_classes: labels must lie below it.
+        split: with the reader's two columns.
+        reader: makes a sample of a row.
         seed: of the run.
-        replace_bad_images: put another sample, chosen by the key, in the place of one that cannot be decoded.
+        replace_bad_images: replace an image that cannot be decoded by another one, which the key chooses.
     """
 
     def __init__(
-        self,
-        split: datasets.Dataset,
-        image_column: str,
-        label_column: str,
-        transform: Transform,
-        num_classes: int,
-        *,
-        seed: int = 0,
-        replace_bad_images: bool = False,
+        self, split: datasets.Dataset, reader: SampleReader, *, seed: int = 0, replace_bad_images: bool = False
     ) -> None:
         self.split = split
-        self.image_column = image_column
-        self.label_column = label_column
-        self.transform = transform
-        self.num_classes = num_classes
+        self.reader = reader
         self.seed = seed
         self.replace_bad_images = replace_bad_images
 
@@ -62,37 +48,33 @@ class ImageDataset(Dataset):
 
         Raises:
             ImageDecodeError: an image cannot be decoded; with `replace_bad_images`, nor can ten others.
-            LabelError: a label is out of range; on a GPU it would end the process without a word of which.
+            LabelError: a label is out of range.
         """
-        rows = self.split[[index for _, index in keys]]
+        rows = self.reader.images_and_labels(self.split[[index for _, index in keys]])
         return [
             self._sample(image, label, (self.seed, epoch, index))
-            for image, label, (epoch, index) in zip(
-                rows[self.image_column], rows[self.label_column], keys, strict=True
-            )
+            for (image, label), (epoch, index) in zip(rows, keys, strict=True)
         ]
 
     def _sample(self, image: dict[str, Any], label: int, key: tuple[int, int, int]) -> dict[str, Any]:
         try:
-            return make_sample(image, label, self.transform, self.num_classes, key)
+            return self.reader.sample(image, label, key)
         except ImageDecodeError:
-            if not self.replace_bad_images:
+            replacement = self._replacement(key) if self.replace_bad_images else None
+            if replacement is None:
                 raise
-            seed, epoch, index = key
-            others = random.Random(f"replacement/{seed}/{epoch}/{index}")
-            for _ in range(REPLACEMENT_TRIES):
-                other = others.randrange(len(self))
-                row = self.split[other]
-                with contextlib.suppress(ImageDecodeError):
-                    sample = make_sample(
-                        row[self.image_column],
-                        row[self.label_column],
-                        self.transform,
-                        self.num_classes,
-                        (seed, epoch, other),
-                    )
-                    return sample | {"index": index, "replaced": 1}
-            raise
+            return replacement
+
+    def _replacement(self, key: tuple[int, int, int]) -> dict[str, Any] | None:
+        """A sample for a key whose own image is bad; None where all that were tried are bad, too."""
+        seed, epoch, index = key
+        others = random.Random(f"replacement/{seed}/{epoch}/{index}")
+        for _ in range(REPLACEMENT_TRIES):
+            other = others.randrange(len(self))
+            [(image, label)] = self.reader.images_and_labels(self.split[[other]])
+            with contextlib.suppress(ImageDecodeError):
+                return self.reader.sample(image, label, (seed, epoch, other)) | {"index": index, "replaced": 1}
+        return None
 
 
 def build_dataset(
@@ -111,23 +93,21 @@ def build_dataset(
 
     Args:
         columns: of images and of labels.
-        positions: of training, where a stream begins; None for evaluation.
-        replace_bad_images: take another in the place of an image that cannot be decoded; for training.
+        positions: where a stream for training begins; None for evaluation.
+        replace_bad_images: replace an image that cannot be decoded by another one; for training.
     """
+    reader = SampleReader(*columns, transform, num_classes)
     if isinstance(split, datasets.Dataset):
-        return ImageDataset(split, *columns, transform, num_classes, seed=seed, replace_bad_images=replace_bad_images)
+        return ImageDataset(split, reader, seed=seed, replace_bad_images=replace_bad_images)
     if positions is None:
-        return StreamedEvaluation(split, *columns, transform, num_classes, rank=rank, num_processes=num_processes)
+        return StreamedEvaluation(split, reader, rank=rank, num_processes=num_processes)
     return StreamedTraining(
         split,
-        *columns,
-        transform,
-        num_classes,
+        reader,
+        start=positions,
         seed=seed,
         rank=rank,
         num_processes=num_processes,
-        first_batch=positions.first_batch,
-        positions=positions.tensor.clone(),
         replace_bad_images=replace_bad_images,
     )
 

@@ -1,9 +1,9 @@
-"""Samples of a streamed dataset: exact evaluation, and training that is shuffled and can be continued.
+"""Samples of a streamed dataset: exact evaluation, and training that is shuffled and can be resumed.
 
 Each loader worker of each process reads a *lane* of its own: the shards that fall to it in an order of the epoch, four
 at a time and in turns, in blocks of a thousand rows that are shuffled one by one. All of it is a function of (seed,
 epoch, lane), so that a place in a stream is four numbers. `IterableDataset.shuffle` is not used: what its buffer holds
-cannot be had again, and over Parquet it sleeps for five seconds at the end of each pass.
+cannot be restored, and over Parquet it sleeps for five seconds at the end of each pass.
 
 What differs from a stored split: the order is only as random as the shards and the block, and depends on the numbers
 of processes and loader workers.
@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from training.data.decoding import ImageDecodeError
 from training.data.permutation import epoch_permutation
 from training.errors import DataError
-from training.loading.samples import REPLACEMENT_TRIES, Transform, make_sample
+from training.loading.samples import REPLACEMENT_TRIES, SampleReader
 
 OPEN_SHARDS = 4  # of a lane, from which rows come in turns
 READ_ROWS = 32  # of one shard at once
@@ -37,25 +37,16 @@ class StreamedEvaluation(IterableDataset):
     """One unshuffled pass of one rank; over all ranks and workers each sample exactly once.
 
     Args:
-        split, image_column, label_column, transform, num_classes: as for `ImageDataset`, but streamed.
+        split: with the reader's two columns.
+        reader: makes a sample of a row.
         rank, num_processes: this process, and how many share the stream.
     """
 
     def __init__(
-        self,
-        split: datasets.IterableDataset,
-        image_column: str,
-        label_column: str,
-        transform: Transform,
-        num_classes: int,
-        *,
-        rank: int = 0,
-        num_processes: int = 1,
+        self, split: datasets.IterableDataset, reader: SampleReader, *, rank: int = 0, num_processes: int = 1
     ) -> None:
         self.split = split_dataset_by_node(split, rank, num_processes)
-        self.columns = (image_column, label_column)
-        self.transform = transform
-        self.num_classes = num_classes
+        self.reader = reader
         self.rank = rank
         self.num_processes = num_processes
 
@@ -64,7 +55,8 @@ class StreamedEvaluation(IterableDataset):
         images, labels = self.columns
         indices = itertools.count(self.rank * num_workers + worker, self.num_processes * num_workers)
         for row, index in zip(self.split, indices, strict=False):
-            yield make_sample(row[images], row[labels], self.transform, self.num_classes, (0, 0, index))
+            image, label = row[self.reader.image_column], row[self.reader.label_column]
+            yield self.reader.sample(image, label, (0, 0, index))
 
 
 class StreamedTraining(IterableDataset):
@@ -75,12 +67,10 @@ class StreamedTraining(IterableDataset):
     and take every n-th row.
 
     Args:
-        split, image_column, label_column, transform, num_classes: as for `StreamedEvaluation`.
+        split, reader, rank, num_processes: as for `StreamedEvaluation`.
+        start: where this rank's lanes begin; number m of the run's micro-batches comes from worker m % num_workers.
         seed: of the run.
-        rank, num_processes: this process, and how many share the stream.
-        first_batch: the number, in the run, of the first micro-batch; number m comes from worker m % num_workers.
-        positions: where this rank's lanes are, int64 (num_workers or 1, 4) as `StreamPositions` keeps it.
-        replace_bad_images: take the next image in the place of one that cannot be decoded.
+        replace_bad_images: take the next image in place of one that cannot be decoded.
 
     Raises:
         EmptyStreamError: on iteration.
@@ -90,27 +80,21 @@ class StreamedTraining(IterableDataset):
     def __init__(
         self,
         split: datasets.IterableDataset,
-        image_column: str,
-        label_column: str,
-        transform: Transform,
-        num_classes: int,
+        reader: SampleReader,
         *,
+        start: "StreamPositions",
         seed: int,
         rank: int,
         num_processes: int,
-        first_batch: int,
-        positions: torch.Tensor,
         replace_bad_images: bool = False,
     ) -> None:
         self.split = split
-        self.columns = (image_column, label_column)
-        self.transform = transform
-        self.num_classes = num_classes
+        self.reader = reader
+        self.first_batch = start.first_batch
+        self.positions = start.tensor.clone()  # int64 (num_workers or 1, 4); `start` itself moves on with the run
         self.seed = seed
         self.rank = rank
         self.num_processes = num_processes
-        self.first_batch = first_batch
-        self.positions = positions
         self.replace_bad_images = replace_bad_images
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -128,7 +112,7 @@ class StreamedTraining(IterableDataset):
                     since_group, since_epoch = since_group + 1, since_epoch + 1
                     position = torch.tensor([epoch, group, since_group, since_epoch])
                     try:
-                        sample = make_sample(image, label, self.transform, self.num_classes, key)
+                        sample = self.reader.sample(image, label, key)
                     except ImageDecodeError:
                         left_out += 1
                         if not self.replace_bad_images or left_out > REPLACEMENT_TRIES:
@@ -162,7 +146,7 @@ class StreamedTraining(IterableDataset):
     def _shard(self, number: int) -> Iterator[tuple[dict[str, Any], int]]:
         # `__iter__` would share the one shard out among the loader workers once more; `iter` does not.
         for rows in self.split.shard(self.split.num_shards, number).iter(batch_size=READ_ROWS):
-            yield from zip(*(rows[name] for name in self.columns), strict=True)
+            yield from self.reader.images_and_labels(rows)
 
 
 class StreamPositions:
@@ -170,7 +154,7 @@ class StreamPositions:
 
     Args:
         num_workers: of the loader.
-        first_batch: as for `StreamedTraining`.
+        first_batch: the number, in the run, of the first micro-batch to come.
         epoch: where to begin, if `saved` does not say.
         saved: `tensor` of all ranks at the checkpoint, int64 (processes, workers, 4); None for a new run.
         rank, num_processes: this process, and how many there are now.

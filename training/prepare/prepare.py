@@ -8,7 +8,7 @@ A small network trains faster than its images can be decoded; most of them are f
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from training.config.arguments import add_data_flags, data_config, whole_number
-from training.config.train_config import default_num_workers
+from training.config.arguments import add_data_flags, add_num_workers_flag, data_config, whole_number
+from training.data.columns import read_column
 from training.data.fingerprint import FILE_SIZES, data_fingerprint, file_sizes
 from training.data.sources import Splits, load_splits
 from training.errors import DataError
+from training.loading.encoded_images import EncodedImages
 from training.loading.workers import begin_worker
 from training.prepare.prepared_copy import PreparedCopy, PrepareError, Shard, plan_shards, require_apart
-from training.prepare.shrinking import ShrunkenImage, ShrunkenImages
+from training.prepare.shrinking import ShrunkenImage, shrunken_images
 from training.reporting.console import format_duration, format_speed
 from training.system.environment import environment
 
@@ -82,13 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--shard_size", type=whole_number(1), default=2000, metavar="N", help="images in a file (default: 2000)"
     )
     running = parser.add_argument_group("running")
-    running.add_argument(
-        "--num_workers",
-        type=whole_number(0),
-        default=default_num_workers(1),
-        metavar="N",
-        help="processes; 0 works in this one (default: by CPU cores, here %(default)s)",
-    )
+    add_num_workers_flag(running)
     return parser
 
 
@@ -127,25 +122,23 @@ def prepare(splits: Splits, dataset: str, options: argparse.Namespace) -> None:
         PrepareError, OSError: see `PreparedCopy`; or an image cannot be decoded.
     """
     started_at = time.perf_counter()
-    by_split = {"train": splits.train, "validation": splits.validation}
     names = ("shorter_side", "quality", "resize_validation", "on_bad_image", "shard_size")
     identity = {
-        "format": 2,
         **{name: getattr(options, name) for name in names},
         "columns": [splits.image_column, splits.label_column],
         "class_names": splits.class_names,
         **{
             f"{name}_fingerprint": data_fingerprint(split, splits.image_column, splits.label_column)
-            for name, split in by_split.items()
+            for name, split in splits.by_name.items()
         },
-        **{name + FILE_SIZES: file_sizes(split, splits.image_column) for name, split in by_split.items()},
+        **{name + FILE_SIZES: file_sizes(split, splits.image_column) for name, split in splits.by_name.items()},
     }
-    labels = {name: _labels(split, splits.label_column) for name, split in by_split.items()}
-    plans = {name: plan_shards(name, len(split), options.shard_size) for name, split in by_split.items()}
+    labels = {name: read_column(split, splits.label_column).to_numpy() for name, split in splits.by_name.items()}
+    plans = {name: plan_shards(name, len(split), options.shard_size) for name, split in splits.by_name.items()}
     copy = PreparedCopy(options.output, identity)
     was_complete = copy.is_complete
     if not was_complete:
-        made = _write_shards(copy, splits, by_split, labels, plans, options)
+        made = _write_shards(copy, splits, labels, plans, options)
     in_copy = copy.verify([shard for plan in plans.values() for shard in plan], labels, splits.label_column)
     seconds = time.perf_counter() - started_at
     if not was_complete:
@@ -155,14 +148,9 @@ def prepare(splits: Splits, dataset: str, options: argparse.Namespace) -> None:
     print(_summary(copy, options))
 
 
-def _labels(split: datasets.Dataset, column: str) -> np.ndarray:
-    return split.select_columns([column]).with_format("arrow")[:][column].to_numpy()
-
-
 def _write_shards(
     copy: PreparedCopy,
     splits: Splits,
-    by_split: dict[str, datasets.Dataset],
     labels: dict[str, np.ndarray],
     plans: dict[str, list[Shard]],
     options: argparse.Namespace,
@@ -176,43 +164,60 @@ def _write_shards(
     )
     missing = {name: [shard for shard in plan if not copy.has(shard)] for name, plan in plans.items()}
     made = sum(shard.stop - shard.start for shards in missing.values() for shard in shards)
-    total = sum(map(len, by_split.values()))
+    total = sum(map(len, labels.values()))
     with tqdm(total=total, initial=total - made, desc="prepare", unit=" images", dynamic_ncols=True) as bar:
-        for name, split in by_split.items():
-            if not missing[name]:
-                continue
+        for name, split in splits.by_name.items():
             is_resized = name == "train" or options.resize_validation
-            images = ShrunkenImages(
-                split,
-                splits.image_column,
-                name,
-                shorter_side=options.shorter_side if is_resized else None,
-                quality=options.quality,
+            shorter_side = options.shorter_side if is_resized else None
+            images = shrunken_images(
+                split, splits.image_column, name, shorter_side=shorter_side, quality=options.quality
             )
-            batches = (
-                list(range(start, min(start + BATCH, shard.stop)))
-                for shard in missing[name]
-                for start in range(shard.start, shard.stop, BATCH)
-            )
-            loader = DataLoader(
-                images,
-                batch_sampler=batches,
-                num_workers=options.num_workers,
-                collate_fn=list,
-                worker_init_fn=begin_worker if options.num_workers else None,
-            )
-            made_batches = iter(loader)
+            batches = _batches(images, missing[name], options.num_workers)
             for shard in missing[name]:
-                done: list[ShrunkenImage] = []
-                while len(done) < shard.stop - shard.start:
-                    batch = next(made_batches)
-                    bad = next((image.how for image in batch if image.data is None), None)
-                    if bad and options.on_bad_image == "stop":
-                        raise PrepareError(f"{bad}; --on_bad_image skip leaves such images out")
-                    done += batch
-                    bar.update(len(batch))
-                copy.add(shard, done, labels[name][shard.start : shard.stop], features)
+                copy.add(
+                    shard, _images_of(shard, batches, options, bar), labels[name][shard.start : shard.stop], features
+                )
     return made
+
+
+def _batches(
+    images: EncodedImages[ShrunkenImage], shards: list[Shard], num_workers: int
+) -> Iterator[list[ShrunkenImage]]:
+    """The shards' images one after the other, at most `BATCH` at a time and never of two shards."""
+    batches = [
+        range(start, min(start + BATCH, shard.stop))
+        for shard in shards
+        for start in range(shard.start, shard.stop, BATCH)
+    ]
+    if not batches:
+        return iter(())
+    loader = DataLoader(
+        images,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=begin_worker if num_workers else None,
+    )
+    return iter(loader)
+
+
+def _images_of(
+    shard: Shard, batches: Iterator[list[ShrunkenImage]], options: argparse.Namespace, bar: tqdm
+) -> list[ShrunkenImage]:
+    """The next shard's images.
+
+    Raises:
+        PrepareError: one of them cannot be decoded, and is not to be skipped.
+    """
+    images: list[ShrunkenImage] = []
+    while len(images) < shard.stop - shard.start:
+        batch = next(batches)
+        bad = next((image.how for image in batch if image.data is None), None)
+        if bad and options.on_bad_image == "stop":
+            raise PrepareError(f"{bad}; --on_bad_image skip leaves such images out")
+        images += batch
+        bar.update(len(batch))
+    return images
 
 
 def _facts(copy: PreparedCopy, splits: Splits, dataset: str, labels: dict[str, np.ndarray]) -> dict[str, Any]:

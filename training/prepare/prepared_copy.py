@@ -20,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.data.fingerprint import is_other
-from training.prepare.shrinking import ShrunkenImage
+from training.prepare.shrinking import COPIED, ENCODED, RESIZED, ShrunkenImage
 from training.reporting.metrics import write_atomically, write_summary
 
 MANIFEST = "prepared.json"
+FORMAT = 2  # of the manifest; the first one counted `pictures`, and had no number
 ROW_GROUP = 256  # images that a stream reads at once
 
 
@@ -42,7 +43,7 @@ class Shard:
 
 
 def plan_shards(split: str, num_samples: int, shard_size: int) -> list[Shard]:
-    """Shards of at most `shard_size` samples, named as `datasets` recognises splits."""
+    """Shards of at most `shard_size` samples, named as `datasets` recognizes splits."""
     count = math.ceil(num_samples / shard_size)
     return [
         Shard(
@@ -88,13 +89,14 @@ class PreparedCopy:
     def __init__(self, output: Path, identity: dict[str, Any]) -> None:
         self.output = output
         self.partial = output.with_name(f"{output.name}.partial")
-        self.identity = identity
+        self.identity = {"format": FORMAT, **identity}
         self.is_complete = output.exists() and (not output.is_dir() or any(output.iterdir()))
         self.folder = output if self.is_complete else self.partial
         self.shards: dict[str, dict[str, Any]] = {}  # facts of the finished ones by name
         if self.folder.exists() and (self.is_complete or any(self.folder.iterdir())):
             manifest = _read_manifest(self.folder)
-            _require_same(self.folder, manifest["identity"], identity)
+            self._require_this_format(manifest["identity"])
+            _require_same(self.folder, manifest["identity"], self.identity)
             self.shards = {facts["name"]: facts for facts in manifest["shards"]}
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +109,7 @@ class PreparedCopy:
         return facts is not None and path.is_file() and _sha256(path) == facts["sha256"]
 
     def add(
-        self, shard: Shard, pictures: Sequence[ShrunkenImage], labels: np.ndarray, features: datasets.Features
+        self, shard: Shard, images: Sequence[ShrunkenImage], labels: np.ndarray, features: datasets.Features
     ) -> None:
         """Write a shard and enter it into the manifest.
 
@@ -119,32 +121,33 @@ class PreparedCopy:
         Raises:
             OSError: it could not be written; what there was is intact.
         """
-        kept = [position for position, image in enumerate(pictures) if image.data is not None]
-        images = pa.StructArray.from_arrays(
+        is_good = np.array([image.data is not None for image in images], dtype=bool)
+        kept = [image for image in images if image.data is not None]
+        encoded = pa.StructArray.from_arrays(
             [
-                pa.array([pictures[position].data for position in kept], pa.binary()),
-                pa.array([pictures[position].path for position in kept], pa.string()),
+                pa.array([image.data for image in kept], pa.binary()),
+                pa.array([image.path for image in kept], pa.string()),
             ],
             names=["bytes", "path"],
         )
         # The schema tells `datasets` that these are images, and the names of the classes.
-        table = pa.Table.from_arrays([images, pa.array(labels[kept])], schema=features.arrow_schema)
+        table = pa.Table.from_arrays([encoded, pa.array(labels[is_good])], schema=features.arrow_schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, row_group_size=ROW_GROUP, compression="none")  # JPEG is compressed already
         data = sink.getvalue().to_pybytes()
         write_atomically(self.folder / shard.name, data)
-        how = [image.how for image in pictures if image.data is not None]
+        how = [image.how for image in kept]
         self.shards[shard.name] = {
             "name": shard.name,
             "split": shard.split,
             "images": len(kept),
-            **{kind: how.count(kind) for kind in ("copied", "encoded", "resized")},
-            "source_bytes": sum(image.source_size for image in pictures),
+            **{kind: how.count(kind) for kind in (COPIED, ENCODED, RESIZED)},
+            "source_bytes": sum(image.source_size for image in images),
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
             "left_out": [
-                {"sample": shard.start + position, "reason": image.how}
-                for position, image in enumerate(pictures)
+                {"sample": sample, "reason": image.how}
+                for sample, image in enumerate(images, shard.start)
                 if image.data is None
             ],
         }
@@ -167,12 +170,12 @@ class PreparedCopy:
         for shard in plan:
             path = self.folder / shard.name
             if not self.has(shard):
-                raise PrepareError(f"{path} is damaged or missing; delete {self.folder} and make the copy anew")
+                raise PrepareError(f"{path} is damaged or missing; delete {self.folder} and make the copy again")
             in_copy = pq.read_table(path, columns=[label_column])[label_column].to_numpy()
             left_out = [facts["sample"] for facts in self.shards[shard.name]["left_out"]]
             expected = np.delete(labels[shard.split][shard.start : shard.stop], np.array(left_out, int) - shard.start)
             if not np.array_equal(in_copy, expected):
-                raise PrepareError(f"{path} has other labels than its source; delete {self.folder} and start anew")
+                raise PrepareError(f"{path} has other labels than its source; delete {self.folder} and start again")
             found[shard.split].append(in_copy)
         return {split: np.concatenate(parts) for split, parts in found.items()}
 
@@ -182,18 +185,36 @@ class PreparedCopy:
         os.replace(self.partial, self.output)
         self.is_complete, self.folder = True, self.output
 
+    def _require_this_format(self, found: dict[str, Any]) -> None:
+        if found.get("format") == FORMAT:
+            return
+        advice = (
+            f"train on it as it is with --dataset {self.output}, or choose another --output"
+            if self.is_complete
+            else f"delete {self.folder}, and the same command starts over"
+        )
+        raise PrepareError(f"{self.folder / MANIFEST} was written by another version of training.prepare: {advice}")
+
     def _write_manifest(self, facts: dict[str, Any]) -> None:
         shards = [self.shards[name] for name in sorted(self.shards)]
         write_summary(self.folder / MANIFEST, {"identity": self.identity, **facts, "shards": shards})
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
+    damaged = PrepareError(f"{folder / MANIFEST} is damaged: delete {folder} and make the copy again")
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise PrepareError(f"{folder} exists and is no prepared copy: choose another --output") from None
-    except (UnicodeDecodeError, ValueError):
-        raise PrepareError(f"{folder / MANIFEST} is damaged: delete {folder} and make the copy anew") from None
+        raise PrepareError(f"{folder} exists and is not a prepared copy: choose another --output") from None
+    except ValueError:  # UnicodeDecodeError is one
+        raise damaged from None
+    if not (
+        isinstance(manifest, dict)
+        and isinstance(manifest.get("identity"), dict)
+        and isinstance(manifest.get("shards"), list)
+    ):
+        raise damaged
+    return manifest
 
 
 def _require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -1,17 +1,18 @@
 """One image of a prepared copy: decoded by the trainer's rule, its shorter side made smaller, stored as JPEG."""
 
+import functools
 import io
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import PIL.Image
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from modeling_tinynet.image_processing_tinynet import exif_transposition
-from training.data.decoding import ImageDecodeError, decode_rgb, encoded_bytes, name_with_path
+from training.data.decoding import ImageDecodeError, decode_rgb, encoded_bytes
+from training.loading.encoded_images import EncodedImages
 
 COPIED, ENCODED, RESIZED = "copied", "encoded", "resized"
 
@@ -54,43 +55,29 @@ def shrink(image: dict[str, Any] | None, name: str, *, shorter_side: int | None,
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    picture = PIL.Image.open(io.BytesIO(data))
-    return picture.format == "JPEG" and picture.mode in ("RGB", "L") and exif_transposition(picture) is None
+    opened = PIL.Image.open(io.BytesIO(data))
+    return opened.format == "JPEG" and opened.mode in ("RGB", "L") and exif_transposition(opened) is None
 
 
-class ShrunkenImages(Dataset):
+def shrunken_images(
+    split: datasets.Dataset, image_column: str, name: str, *, shorter_side: int | None, quality: int
+) -> EncodedImages[ShrunkenImage]:
     """A stored split as what a copy holds of it. An image that cannot be decoded has its reason instead.
 
     Args:
         split: with a column of encoded images, `Image(decode=False)`.
         image_column: its name.
-        name: of the split, for people to read.
+        name: of the split, in messages.
         shorter_side, quality: as for `shrink`.
     """
+    read = functools.partial(_shrunken_or_reason, shorter_side=shorter_side, quality=quality)
+    return EncodedImages(split, image_column, name, read)
 
-    def __init__(
-        self, split: datasets.Dataset, image_column: str, name: str, *, shorter_side: int | None, quality: int
-    ) -> None:
-        self.split = split.select_columns([image_column])
-        self.image_column = image_column
-        self.name = name
-        self.shorter_side = shorter_side
-        self.quality = quality
 
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> ShrunkenImage:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[ShrunkenImage]:
-        """Called by `DataLoader` with a batch of indices: reading rows together takes a fraction of the time."""
-        images = self.split[indices][self.image_column]
-        return [self._shrunken(image, index) for image, index in zip(images, indices, strict=True)]
-
-    def _shrunken(self, image: dict[str, Any] | None, index: int) -> ShrunkenImage:
-        name = f"sample {index} of {self.name}"
-        try:
-            return shrink(image, name, shorter_side=self.shorter_side, quality=self.quality)
-        except ImageDecodeError as error:
-            return ShrunkenImage(None, None, 0, str(error))
+def _shrunken_or_reason(
+    image: dict[str, Any] | None, name: str, *, shorter_side: int | None, quality: int
+) -> ShrunkenImage:
+    try:
+        return shrink(image, name, shorter_side=shorter_side, quality=quality)
+    except ImageDecodeError as error:
+        return ShrunkenImage(None, None, 0, str(error))

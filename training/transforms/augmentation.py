@@ -1,7 +1,7 @@
 """Random crop, flip and evaluation crop of one decoded image, in the loader's workers: uint8 in, uint8 out.
 
 What a sample becomes is a function of its key (seed, epoch, index) alone, never of the worker, the batch or the
-process that makes it. What a whole batch can have at once (colour jitter, normalisation, mixup) is in
+process that makes it. What a whole batch can have at once (color jitter, normalization, mixup) is in
 `device_transforms`.
 """
 
@@ -21,7 +21,7 @@ CROP_TRIES = 10
 
 def sample_random(seed: int, epoch: int, index: int) -> random.Random:
     """The random numbers of one sample in one epoch."""
-    # Python hashes a text with SHA-512, so that neighbouring keys give unrelated streams.
+    # Python hashes a text with SHA-512, so that neighboring keys give unrelated streams.
     return random.Random(f"{seed}/{epoch}/{index}")
 
 

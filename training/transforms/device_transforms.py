@@ -1,4 +1,4 @@
-"""Colour jitter, normalisation, mixup, CutMix and random erasing of a whole uint8 batch, on the batch's device.
+"""Color jitter, normalization, mixup, CutMix and random erasing of a whole uint8 batch, on the batch's device.
 
 Until `normalize`, images are in 8-bit units: 0 to 255. Each sample's parameters are a function of (seed, epoch, index)
 alone, drawn on the host for the whole batch at once: they depend neither on the batch a sample is in nor on the
@@ -79,11 +79,11 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """
     if images.device.type == "cpu":
         jittered = torch.empty(images.shape)
-        for members, pictures in _jittered_on_cpu(images, factors, order):
-            jittered[members] = pictures
+        for members, chosen in _jittered_on_cpu(images, factors, order):
+            jittered[members] = chosen
         return jittered
-    # All three blend the image with something: black, its mean grey, its grey version. So one expression does any of
-    # them, and no sample has to be moved into a group of its like. Greys are whole numbers, so that their float32 sum,
+    # All three blend the image with something: black, its mean gray, its gray version. So one expression does any of
+    # them, and no sample has to be moved into a group of its like. Grays are whole numbers, so that their float32 sum,
     # and with it the mean, is exact for up to 256 x 256 pixels, in whatever order a device adds them.
     factors = factors.gather(1, order)
     blend_weights = (1 - factors) * (order != BRIGHTNESS)
@@ -91,8 +91,8 @@ def color_jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
     images = images.to(torch.float32)
     for factor, blend_weight, is_saturation in weights[..., None, None, None].unbind(2):
-        grey = _grey(*images.split(1, dim=1))
-        other = torch.where(is_saturation > 0, grey, grey.mean(dim=(2, 3), keepdim=True))
+        gray = _gray(*images.split(1, dim=1))
+        other = torch.where(is_saturation > 0, gray, gray.mean(dim=(2, 3), keepdim=True))
         # addcmul_ rounds as torchvision's add_(alpha=...) does: with anything else, whole numbers fall a step apart.
         images.mul_(factor).addcmul_(other, blend_weight).clamp_(0, 255).floor_()
     return images
@@ -106,23 +106,22 @@ def _jittered_on_cpu(images: Tensor, factors: Tensor, order: Tensor) -> Iterator
     kinds, kind_of_sample = order.unique(dim=0, return_inverse=True)
     for number, kind in enumerate(kinds.tolist()):
         for members in (kind_of_sample == number).nonzero()[:, 0].split(count):
-            pictures = torch.empty(len(members), *images.shape[1:])
-            for image, member in zip(pictures, members.tolist(), strict=True):
+            chosen = torch.empty(len(members), *images.shape[1:])
+            for image, member in zip(chosen, members.tolist(), strict=True):
                 image.copy_(images[member])
             for step in kind:
                 factor = factors[members, step][:, None, None, None]
-                if step == BRIGHTNESS:
-                    pictures.mul_(factor)
-                else:
-                    grey = _grey(*pictures.split(1, dim=1))
-                    if step == CONTRAST:
-                        grey.copy_(grey.mean(dim=(2, 3), keepdim=True))
-                    pictures.mul_(factor).addcmul_(grey, 1 - factor)
-                pictures.clamp_(0, 255).floor_()
-            yield members, pictures
+                gray = None if step == BRIGHTNESS else _gray(*chosen.split(1, dim=1))
+                if step == CONTRAST:
+                    gray.copy_(gray.mean(dim=(2, 3), keepdim=True))
+                chosen.mul_(factor)
+                if gray is not None:
+                    chosen.addcmul_(gray, 1 - factor)
+                chosen.clamp_(0, 255).floor_()
+            yield members, chosen
 
 
-def _grey(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
+def _gray(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
     return (red * LUMA_WEIGHTS[0]).add_(green, alpha=LUMA_WEIGHTS[1]).add_(blue, alpha=LUMA_WEIGHTS[2]).floor_()
 
 
@@ -215,8 +214,8 @@ def erasing_boxes(uniforms: np.ndarray, probability: float, height: int, width: 
 
 
 def erase(images: Tensor, boxes: Tensor) -> Tensor:
-    """Sets each sample's box (int64 (B, 4) on the host: top, bottom, left, right) to 0, in place: the mean colour of
-    normalised images (B, 3, H, W)."""
+    """Sets each sample's box (int64 (B, 4) on the host: top, bottom, left, right) to 0, in place: the mean color of
+    normalized images (B, 3, H, W)."""
     height, width = images.shape[-2:]
     top, bottom, left, right = boxes.to(images.device, non_blocking=True).T[..., None]
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
@@ -227,7 +226,7 @@ def erase(images: Tensor, boxes: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DeviceTransform:
-    """uint8 batches to the network's input: colour jitter, normalisation, mixup or CutMix, random erasing.
+    """uint8 batches to the network's input: color jitter, normalization, mixup or CutMix, random erasing.
 
     Args:
         mean, std: Per channel, of pixels in [0, 1].
@@ -269,12 +268,12 @@ class DeviceTransform:
         Args:
             images: uint8 (B, 3, H, W), on any device.
             targets: Soft targets, float (B, K), on the same device. Labels will do without mixup and CutMix.
-            epoch, indices: Decide about colour jitter and random erasing; `indices` (B,) lie on the host.
+            epoch, indices: Decide about color jitter and random erasing; `indices` (B,) lie on the host.
             step, rank: Decide about mixup and CutMix: the micro-batches of one step and rank share the mixing share
                 and the box, and which two samples meet depends on the batch.
 
         Returns:
-            Normalised float32 (B, 3, H, W) in channels-last memory, and the targets.
+            Normalized float32 (B, 3, H, W) in channels-last memory, and the targets.
 
         Raises:
             ValueError: Images that are not uint8, another number of indices than images, or labels where mixup or
@@ -292,7 +291,7 @@ class DeviceTransform:
         return pixels, targets
 
     def normalize_only(self, images: Tensor) -> Tensor:
-        """For evaluation: uint8 (B, 3, H, W) to normalised float32 in channels-last memory, nothing random."""
+        """For evaluation: uint8 (B, 3, H, W) to normalized float32 in channels-last memory, nothing random."""
         _check_batch(images)
         return self._normalized(images, None)
 
@@ -301,9 +300,9 @@ class DeviceTransform:
             images.shape, dtype=torch.float32, device=images.device, memory_format=torch.channels_last
         )
         if jitter is not None and images.device.type == "cpu":
-            for members, pictures in _jittered_on_cpu(images, *jitter):
-                normalize(pictures, self.mean, self.std)
-                for member, image in zip(members.tolist(), pictures, strict=True):
+            for members, chosen in _jittered_on_cpu(images, *jitter):
+                normalize(chosen, self.mean, self.std)
+                for member, image in zip(members.tolist(), chosen, strict=True):
                     pixels[member] = image
             return pixels
         pixels.copy_(images if jitter is None else color_jitter(images, *jitter))

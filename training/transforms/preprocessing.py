@@ -31,7 +31,7 @@ def read_processor(source: str) -> TinyNetImageProcessor:
     try:
         settings, _ = TinyNetImageProcessor.get_image_processor_dict(source)
     except UnicodeDecodeError as error:
-        raise ValueError(f"its preprocessor_config.json is no UTF-8 text: {error}") from error
+        raise ValueError(f"its preprocessor_config.json is not UTF-8 text: {error}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"its preprocessor_config.json must hold an object of settings, got {settings!r}")
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
@@ -113,10 +113,10 @@ class Preprocessing:
 
 
 def config_fields(processor: TinyNetImageProcessor, config: TinyNetConfig) -> dict[str, Any]:
-    """Those of `image_size`, `crop_pct`, `image_mean` and `image_std` that `processor` has otherwise than `config`.
+    """Those of `image_size`, `crop_pct`, `image_mean` and `image_std` in which `processor` differs from `config`.
 
     Raises:
-        ValueError: the geometry is another than the published one, which is all that a configuration can state.
+        ValueError: the geometry is not the published one, and no other can be stated by a configuration.
     """
     _require_published_geometry(processor)
     shorter_side, image_size = processor.size.shortest_edge, processor.crop_size.height

@@ -15,9 +15,10 @@ import PIL.Image
 import pytest
 
 from training.audit import audit
-from training.audit import summary as audit_summary
+from training.audit import facts as audit_facts
 from training.audit.audit import main
-from training.audit.summary import IMAGE, Audited, ImageFacts, audit_split, read_facts
+from training.audit.duplicates import duplicates
+from training.audit.facts import IMAGE, Audited, audit_split, image_facts, read_facts
 from training.config.arguments import DATA_FLAGS
 from training.config.train_config import FIELDS
 from training.data.decoding import ImageDecodeError, decode_rgb
@@ -321,8 +322,8 @@ def test_files_that_are_no_images_are_a_warning(tmp_path, capsys):
     assert main(["--dataset", str(root), "--num_workers", "0", "--report", str(path)]) == 0
     first, *_, last = capsys.readouterr().out.splitlines()
     named = "train/ant/.hidden.jpg, train/ant/notes.txt, val/Thumbs.db"
-    assert first.endswith(f"; left out: 3 files that are hidden or no image ({named})")
-    assert "all 15 images can be decoded; warnings: files that are hidden or no image (3), in both splits" in last
+    assert first.endswith(f"; left out: 3 hidden or non-image files ({named})")
+    assert "all 15 images can be decoded; warnings: hidden or non-image files (3), in both splits" in last
     assert json.loads(path.read_text())["other_files"] == 3
 
 
@@ -337,7 +338,7 @@ def test_held_out_digits_are_counted_as_scikit_learn_has_them(tmp_path, capsys):
     different = len({image.tobytes() for image in digits.images})
     copies = [summary["duplicates"][name]["count"] for name in ("train", "validation", "leaks")]
     assert different == len(digits.images) and copies == [0, 0, 0]
-    assert "20 % of each class are held out" in capsys.readouterr().out
+    assert "20 % of each class is held out" in capsys.readouterr().out
 
 
 def test_rows_of_parquet_are_named_by_number(tmp_path, capsys):
@@ -352,7 +353,7 @@ def test_rows_of_parquet_are_named_by_number(tmp_path, capsys):
     assert main(["--dataset", str(tmp_path), "--num_workers", "0", "--report", str(path)]) == 1
     summary = json.loads(path.read_text())
     assert summary["undecodable"] == [
-        "sample 4 of train: is not an image, or of a kind that Pillow does not know",
+        "sample 4 of train: is not an image, or its format is unknown to Pillow",
         "sample 5 of train: holds no image",
     ]
     # Row 3 of train is labelled 1 (ant), rows 0 and 3 of test 0 and 1.
@@ -395,7 +396,7 @@ def test_groups_are_those_of_a_plain_dictionary():
                 members[digest].append((name, index, int(labels[index])))
         splits.append(Audited(labels, pictures, ["undecodable", "PNG L"], [], lambda i, name=name: f"{name} {i}"))
 
-    found = audit_summary.duplicates(*splits, ["ant", "bee", "cat"], max_listed=1000)
+    found = duplicates(*splits, ["ant", "bee", "cat"], max_listed=1000)
     expected = {"train": [], "validation": []}
     leaks, contradictions = set(), {}
     for group in members.values():
@@ -454,10 +455,10 @@ def test_whatever_a_decoder_raises_is_a_finding(monkeypatch):
     split = datasets.Dataset.from_dict({"image": [{"bytes": GOOD, "path": "a.jpg"}]}).cast_column(
         "image", datasets.Image(decode=False)
     )
-    monkeypatch.setattr(audit_summary, "decode_rgb", broken)
-    result = audit_split(ImageFacts(split, "image", "train"), np.array([0]), num_workers=0, max_listed=5)
+    monkeypatch.setattr(audit_facts, "decode_rgb", broken)
+    result = audit_split(image_facts(split, "image", "train"), np.array([0]), num_workers=0, max_listed=5)
     assert result.reasons == ["a.jpg (sample 0 of train): AttributeError: no such thing"]
-    assert result.pictures["kind"].tolist() == [0]
+    assert result.images["kind"].tolist() == [0]
 
 
 # Command line

@@ -61,16 +61,13 @@ def test_images_are_read_whatever_their_ending_and_other_files_are_counted(tmp_p
     ]
     assert splits.num_other_files == 5
     assert splits.description.endswith(
-        "; left out: 5 files that are hidden or no image "
-        "(train/.DS_Store, train/ant/.DS_Store, train/ant/._3.jpg, ...)"
+        "; left out: 5 hidden or non-image files (train/.DS_Store, train/ant/.DS_Store, train/ant/._3.jpg, ...)"
     )
 
 
 def test_one_other_file_is_named(tmp_path):
     dataset = write_tree(tmp_path, *tree("train", "val"), "val/bee/notes.txt")
-    assert load_splits(dataset).description.endswith(
-        "; left out: 1 file that is hidden or no image (val/bee/notes.txt)"
-    )
+    assert load_splits(dataset).description.endswith("; left out: 1 hidden or non-image file (val/bee/notes.txt)")
 
 
 # Splits
@@ -184,8 +181,8 @@ def test_folders_that_systems_leave_behind_are_no_classes(tmp_path):
         ),
         (
             [*tree("train_images", "val_images")],
-            "{} has no folder 'train', and its folders train_images, val_images hold folders: name the one to train "
-            "on by train_split, or give one of them as the dataset",
+            "{} has no folder 'train', and its folders train_images, val_images hold folders: choose the one to "
+            "train on with train_split, or give one of them as the dataset",
         ),
         (
             ["images/1.jpg", "images/2.jpg", "annotations/1.xml", "classes.txt"],
@@ -197,8 +194,8 @@ def test_folders_that_systems_leave_behind_are_no_classes(tmp_path):
         ),
         (
             [*tree("."), "runs/first/recipe.yaml", "runs/first/curves.jpg"],
-            "{}/runs/first is a run of train.py inside the dataset: move {}/runs away, and name its new place by "
-            "output_dir",
+            "{}/runs/first is a run of train.py inside the dataset: move {}/runs away, and set output_dir to "
+            "its new place",
         ),
         (
             [*tree("train"), "train/1.heic"],
@@ -252,7 +249,7 @@ def test_stray_metadata_does_not_take_class_folders_over_unless_its_column_is_na
     write_metadata(tmp_path / "train/metadata.csv", [(f"ant/{n}.jpg", "xy"[n % 2]) for n in range(4)])
     refuses(
         "{} can be read in two ways: move {}/train/metadata.csv away to train on its class folders, such as train/ant "
-        "and train/bee, or name the column of labels in that file by label_column",
+        "and train/bee, or choose the column of labels in that file with label_column",
         dataset,
     )
     splits = load_splits(dataset, label_column="label", validation_fraction=0.5)

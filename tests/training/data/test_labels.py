@@ -84,7 +84,7 @@ def test_a_column_of_paths_is_offered_and_read(tmp_path, kind):
     paths = pa.array([str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")] * 2, kind)
     dataset = write_rows(tmp_path / "train.parquet", pa.array(["ant", "bee"] * 2), paths)
     refuses(
-        "{} has no column of images: name one by image_column (paths or URLs in image will do); its columns are "
+        "{} has no column of images: choose one with image_column (paths or URLs in image will do); its columns are "
         "image, label",
         dataset,
     )
@@ -121,7 +121,7 @@ def test_integers_that_number_no_classes_are_refused_at_once(tmp_path, largest):
     started_at = time.perf_counter()
     refuses(
         f"label {largest} of sample 1 of split 'train' of {{}} would make {largest + 1:,} classes, of which only 3 "
-        "occur: number the classes 0, 1, 2, ..., or name every one of them in a file of class_names",
+        "occur: number the classes 0, 1, 2, ..., or name all of them in a class_names file",
         dataset,
     )
     assert time.perf_counter() - started_at < 5

@@ -139,7 +139,7 @@ def test_a_bad_image_is_one_sentence(tmp_path, capsys):
     assert main([*SMALL_RUN, *data]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path / 'photos' / 'train'}")
-    assert error.endswith(".jpg (a training image): is not an image, or of a kind that Pillow does not know\n")
+    assert error.endswith(".jpg (a training image): is not an image, or its format is unknown to Pillow\n")
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from training.data.permutation import epoch_permutation
 from training.data.sources import check_imagenet_counts, load_splits, num_samples
 from training.errors import DataError
 from training.loading.loaders import ImageDataset, build_eval_loader, build_train_loader
+from training.loading.samples import SampleReader
 from training.loading.sampling import TrainingPlan
 
 # Some tests start more loader workers than a small machine has cores.
@@ -96,7 +97,7 @@ def test_digits_are_scikit_learns_1797_with_a_fifth_held_out():
     assert splits.class_names == list("0123456789")
     assert splits.description == (
         "digits: 1,438 training and 359 validation images, 10 classes; there is no validation split: "
-        "20 % of each class are held out of 'train' for it (seed 0)"
+        "20 % of each class is held out of 'train' for it (seed 0)"
     )
     expected = load_digits()
     counts = np.bincount(expected.target)
@@ -168,7 +169,7 @@ def test_class_folders_alone_are_split_with_a_note(tmp_path):
     assert [np.bincount(split["label"]).tolist() for split in (splits.train, splits.validation)] == [[7, 7], [3, 3]]
     paths = [image["path"] for split in (splits.train, splits.validation) for image in split["image"]]
     assert len(set(paths)) == 20
-    assert "no validation split: 30 % of each class are held out of 'train' for it (seed 0)" in splits.description
+    assert "no validation split: 30 % of each class is held out of 'train' for it (seed 0)" in splits.description
 
 
 def test_class_may_be_called_like_a_split(tmp_path):
@@ -229,8 +230,8 @@ def test_folder_of_metadata_with_labels_is_read(tmp_path):
         ),
         (
             ["first/ant/1.jpg", "second/ant/1.jpg"],
-            "{} has no folder 'train', and its folders first, second hold folders: name the one to train on by "
-            "train_split, or give one of them as the dataset",
+            "{} has no folder 'train', and its folders first, second hold folders: choose the one to train on "
+            "with train_split, or give one of them as the dataset",
         ),
         (
             ["train/ant/1.jpg", "train/bee/", "train/cat/1.jpg"],
@@ -250,7 +251,7 @@ def test_folder_of_metadata_with_labels_is_read(tmp_path):
         ),
         (
             ["ant/1.jpg", "bee/1.jpg"],
-            "{} has one image in each class, so that none can be held out for validation",
+            "{} has only one image per class, so none can be held out for validation",
         ),
     ],
 )
@@ -270,7 +271,7 @@ def test_stray_metadata_file_is_named(tmp_path):
     (tmp_path / "train/metadata.csv").write_text("file_name,photographer\nant/1.jpg,me\nbee/1.jpg,you\n")
     refuses(
         "{} can be read in two ways: move {}/train/metadata.csv away to train on its class folders, such as train/ant "
-        "and train/bee, or name the column of labels in that file by label_column",
+        "and train/bee, or choose the column of labels in that file with label_column",
         dataset,
     )
 
@@ -280,7 +281,7 @@ def test_metadata_file_without_labels_is_named(tmp_path):
     (tmp_path / "train/metadata.csv").write_text("file_name,photographer\n1.jpg,me\n2.jpg,you\n")
     refuses(
         "{}/train/metadata.csv takes the place of the class folders and has no label column: delete it, give it one, "
-        "or name one by label_column; its columns are image, photographer",
+        "or choose one with label_column; its columns are image, photographer",
         dataset,
     )
 
@@ -381,9 +382,9 @@ def test_columns_are_found_by_type_or_named(tmp_path):
     dataset = str(tmp_path / "train.parquet")
     datasets.Dataset.from_dict(columns, features=features).to_parquet(dataset)
     listed = "its columns are before, after, fine, coarse"
-    refuses(f"{{}} has several columns of images (before, after): name one by image_column; {listed}", dataset)
+    refuses(f"{{}} has several columns of images (before, after): choose one with image_column; {listed}", dataset)
     refuses(
-        f"{{}} has several columns of labels (fine, coarse): name one by label_column; {listed}",
+        f"{{}} has several columns of labels (fine, coarse): choose one with label_column; {listed}",
         dataset,
         image_column="after",
     )
@@ -399,10 +400,10 @@ def test_columns_that_are_not_there_are_named(tmp_path):
     refuses("column 'label' of {} cannot hold both the images and the labels", dataset, image_column="label")
 
     numbers = write_plain_parquet(tmp_path / "numbers.parquet", label=[0, 1], width=[3, 4])
-    refuses("{} has no column of images: name one by image_column; its columns are label, width", numbers)
+    refuses("{} has no column of images: choose one with image_column; its columns are label, width", numbers)
     refuses("column 'width' of split 'train' of {} holds no images, but Value('int64')", numbers, image_column="width")
     unlabelled = write_plain_parquet(tmp_path / "unlabelled.parquet", image=[picture(0), picture(1)], width=[3, 4])
-    refuses("{} has no column of labels: name one by label_column; its columns are image, width", unlabelled)
+    refuses("{} has no column of labels: choose one with label_column; its columns are image, width", unlabelled)
 
     write_parquet(tmp_path / "both/train.parquet", [0, 1, 2])
     write_parquet(tmp_path / "both/test.parquet", [0, 1, 2])
@@ -414,7 +415,7 @@ def test_columns_that_are_not_there_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
-        ([0, -1, 2], "label -1 of sample 1 of split 'train' of {} is none of 0, 1, 2, ..."),
+        ([0, -1, 2], "label -1 of sample 1 of split 'train' of {} is not one of 0, 1, 2, ..."),
         ([-1, -1, -1], "split 'train' of {} has no labels: all are -1"),
         ([None, None, None], "split 'train' of {} has no labels: the column 'label' is empty"),
         ([0, 1, None], "sample 2 of split 'train' of {} has no label"),
@@ -439,7 +440,7 @@ def test_class_label_out_of_range_is_named(tmp_path):
     table = pq.read_table(dataset)
     column = table.schema.get_field_index("label")
     pq.write_table(table.set_column(column, table.schema.field(column), pa.array([0, 1, 3])), dataset)
-    refuses("label 3 of sample 2 of split 'train' of {} is none of the 3 classes", str(dataset))
+    refuses("label 3 of sample 2 of split 'train' of {} is not one of the 3 classes", str(dataset))
 
 
 @pytest.mark.parametrize("labels", [[-1, -1], [None, None]])
@@ -663,13 +664,13 @@ def test_decoded_image_lies_in_channels_last_memory():
     ("data", "problem"),
     [
         (b"", "the file is empty"),
-        (b"\0" * 1000, "is not an image, or of a kind that Pillow does not know"),
-        (b"<!DOCTYPE html><title>404</title>", "is not an image, or of a kind that Pillow does not know"),
+        (b"\0" * 1000, "is not an image, or its format is unknown to Pillow"),
+        (b"<!DOCTYPE html><title>404</title>", "is not an image, or its format is unknown to Pillow"),
         (
             ODD_BUT_GOOD["jpeg"][: len(ODD_BUT_GOOD["jpeg"]) // 2],
-            "the image is damaged or of an odd kind: .*truncated.*",
+            "the image is damaged or in an unusual format: .*truncated.*",
         ),
-        (ODD_BUT_GOOD["png"][: len(ODD_BUT_GOOD["png"]) // 2], "the image is damaged or of an odd kind: .*"),
+        (ODD_BUT_GOOD["png"][: len(ODD_BUT_GOOD["png"]) // 2], "the image is damaged or in an unusual format: .*"),
         (ODD_BUT_GOOD["gray jpeg"][:30], ".*"),
         (ODD_BUT_GOOD["webp"][:60], ".*"),
         (encode(GRADIENT_16.astype(np.float32), "TIFF"), ".*floating-point pixels have no known range; .*"),
@@ -712,7 +713,7 @@ class NoisyCorner:
 def digits_dataset(count=None, seed=0):
     splits = load_splits("digits")
     split = splits.train if count is None else splits.train.select(range(count))
-    return ImageDataset(split, "image", "label", NoisyCorner(), 10, seed=seed)
+    return ImageDataset(split, SampleReader("image", "label", NoisyCorner(), 10), seed=seed)
 
 
 def batches(loader):
@@ -813,8 +814,8 @@ def test_evaluation_is_the_same_each_time_with_any_number_of_workers():
 @pytest.mark.parametrize("label", [-1, 3, None, 1.5])
 def test_label_out_of_range_is_named_with_its_sample(label):
     split = datasets.Dataset.from_dict({"image": pictures(2), "label": [0, label]})
-    with pytest.raises(DataError, match=f"^label {label} of sample 1 is none of the 3 classes$"):
-        ImageDataset(split, "image", "label", NoisyCorner(), 3)[(0, 1)]
+    with pytest.raises(DataError, match=f"^label {label} of sample 1 is not one of the 3 classes$"):
+        ImageDataset(split, SampleReader("image", "label", NoisyCorner(), 3))[(0, 1)]
 
 
 @pytest.mark.fault("13 bad images are named, or replaced on request")
@@ -824,14 +825,14 @@ def test_damaged_image_ends_loading_with_its_path(tmp_path, num_workers):
     bad = tmp_path / "train/ant/2.jpg"
     bad.write_text("not an image")
     splits = load_splits(str(tmp_path))
-    dataset = ImageDataset(splits.train, splits.image_column, splits.label_column, NoisyCorner(), 2)
+    dataset = ImageDataset(splits.train, SampleReader(splits.image_column, splits.label_column, NoisyCorner(), 2))
     loader = iter(build_train_loader(dataset, TrainingPlan(3, 3, 3), rank=0, total_steps=1, num_workers=num_workers))
     with pytest.raises(ImageDecodeError) as error:
         next(loader)
     message = str(error.value).strip()
     del error  # its traceback and this frame hold each other, and the garbage collector is slow to end workers
     # A worker's message is its whole traceback, the sentence at its end.
-    assert message.endswith(f"{bad} (sample 1): is not an image, or of a kind that Pillow does not know")
+    assert message.endswith(f"{bad} (sample 1): is not an image, or its format is unknown to Pillow")
 
 
 def with_bad_images(bad: list[int], count: int = 12) -> datasets.Dataset:
@@ -846,7 +847,9 @@ def with_bad_images(bad: list[int], count: int = 12) -> datasets.Dataset:
 
 @pytest.mark.fault("13 bad images are named, or replaced on request")
 def test_a_bad_image_is_replaced_by_what_its_key_says():
-    dataset = ImageDataset(with_bad_images([3, 7]), "image", "label", NoisyCorner(), 3, replace_bad_images=True)
+    dataset = ImageDataset(
+        with_bad_images([3, 7]), SampleReader("image", "label", NoisyCorner(), 3), replace_bad_images=True
+    )
     keys = [(epoch, index) for epoch in range(8) for index in (2, 3)]
     samples = [dataset[key] for key in keys]
     assert [(sample["index"], sample["replaced"]) for sample in samples] == 8 * [(2, 0), (3, 1)]
@@ -858,7 +861,9 @@ def test_a_bad_image_is_replaced_by_what_its_key_says():
 
 
 def test_a_data_set_without_good_images_is_named_by_the_one_asked_for():
-    dataset = ImageDataset(with_bad_images([*range(12)]), "image", "label", NoisyCorner(), 3, replace_bad_images=True)
+    dataset = ImageDataset(
+        with_bad_images([*range(12)]), SampleReader("image", "label", NoisyCorner(), 3), replace_bad_images=True
+    )
     with pytest.raises(ImageDecodeError, match=r"^5\.jpg \(sample 5\): is not an image"):
         dataset[(0, 5)]
 
@@ -921,13 +926,13 @@ def test_class_names_fit_the_labels_or_are_refused(tar_folder, tmp_path):
     two, twice = tmp_path / "two.txt", tmp_path / "twice.txt"
     two.write_text("ant\nbee\n")
     twice.write_text("ant\nbee\nant\n")
-    refuses("label 2 of sample 2 of split 'train' of {} is none of the 2 classes", folder, class_names=str(two))
+    refuses("label 2 of sample 2 of split 'train' of {} is not one of the 2 classes", folder, class_names=str(two))
     with pytest.raises(DataError, match=r"line 3 of .*twice\.txt must be the name of another class, got 'ant'"):
         load_splits(folder, class_names=str(twice))
     with pytest.raises(DataError, match=r"class_names missing\.txt cannot be read: No such file"):
         load_splits(folder, class_names="missing.txt")
     pictures = write_folder(tmp_path / "folder", "ant/1.jpg", "ant/2.jpg", "bee/1.jpg", "bee/2.jpg")
-    refuses("split 'train' of {} names its classes by itself: leave out class_names", pictures, class_names=names)
+    refuses("split 'train' of {} has class names of its own: leave out class_names", pictures, class_names=names)
 
 
 # Streaming

@@ -211,6 +211,56 @@ def test_a_complete_copy_is_verified_and_left_alone(photos, tmp_path, capsys):
     assert f"error: {shard} is damaged or missing" in capsys.readouterr().err
 
 
+def as_the_version_before_wrote_it(manifest):
+    """Images were called pictures, and the identity had no format."""
+    del manifest["identity"]["format"]
+    for facts in [*manifest["shards"], *manifest.get("splits", {}).values()]:
+        facts["pictures"] = facts.pop("images")
+    return manifest
+
+
+def test_a_copy_of_the_version_before_trains_and_is_not_written_to(photos, tmp_path, capsys):
+    output = tmp_path / "copy"
+    arguments = ["--dataset", photos, "--output", output, "--shorter_side", 100]
+    assert run(*arguments) == 0
+    path = output / "prepared.json"
+    path.write_text(json.dumps(as_the_version_before_wrote_it(json.loads(path.read_text()))))
+    before = {file: file.read_bytes() for file in output.iterdir()}
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    assert capsys.readouterr().err == (
+        f"error: {path} was written by another version of training.prepare: train on it as it is with "
+        f"--dataset {output}, or choose another --output\n"
+    )
+    assert {file: file.read_bytes() for file in output.iterdir()} == before
+    copy = load_splits(str(output))
+    assert (len(copy.train), len(copy.validation), copy.class_names) == (18, 6, CLASSES)
+
+
+def test_an_interrupted_copy_of_the_version_before_is_refused_in_a_sentence(photos, tmp_path, capsys):
+    output, partial = tmp_path / "copy", tmp_path / "copy.partial"
+    arguments = ["--dataset", photos, "--output", output, "--shorter_side", 100, "--shard_size", 5]
+    assert run(*arguments) == 0
+    output.rename(partial)
+    manifest = as_the_version_before_wrote_it(json.loads((partial / "prepared.json").read_text()))
+    begun = {"identity": manifest["identity"], "shards": manifest["shards"][:2]}
+    (partial / "prepared.json").write_text(json.dumps(begun))
+    capsys.readouterr()
+    assert run(*arguments) == 2
+    assert capsys.readouterr().err == (
+        f"error: {partial / 'prepared.json'} was written by another version of training.prepare: delete {partial}, "
+        "and the same command starts over\n"
+    )
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"identity": {}}', '{"identity": [], "shards": []}'])
+def test_a_damaged_manifest_is_one_sentence(content, photos, tmp_path, capsys):
+    (tmp_path / "copy.partial").mkdir()
+    (tmp_path / "copy.partial" / "prepared.json").write_text(content)
+    assert run("--dataset", photos, "--output", tmp_path / "copy") == 2
+    assert "copy.partial/prepared.json is damaged: delete " in capsys.readouterr().err
+
+
 def test_another_source_is_refused(photos, tmp_path, capsys):
     output, other = tmp_path / "copy", tmp_path / "other"
     assert run("--dataset", photos, "--output", output, "--shorter_side", 100) == 0
@@ -262,7 +312,7 @@ def test_other_files_are_told(tmp_path, capsys):
     write_photo_folder(source, crops_per_class=2, val_crops_per_class=1, classes=CLASSES)
     (source / "train" / "cat" / "Thumbs.db").write_bytes(b"thumbs")
     assert run("--dataset", source, "--output", tmp_path / "copy") == 0
-    left_out = "left out: 1 file that is hidden or no image (train/cat/Thumbs.db)"
+    left_out = "left out: 1 hidden or non-image file (train/cat/Thumbs.db)"
     assert left_out in capsys.readouterr().out
     assert left_out in json.loads((tmp_path / "copy" / "prepared.json").read_text())["description"]
 
@@ -277,7 +327,7 @@ def test_what_is_no_copy_is_left_alone(kind, photos, tmp_path, capsys):
         output.write_text("words")
     assert run("--dataset", photos, "--output", output) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: {output} exists and is no prepared copy: choose another --output"
+        f"error: {output} exists and is not a prepared copy: choose another --output"
     )
     assert os.listdir(tmp_path) == ["mine"]
 

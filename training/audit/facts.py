@@ -55,7 +55,7 @@ def read_facts(image: dict[str, Any] | None, name: str) -> Facts:
     data = encoded_bytes(image, name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's: what counts is whether the image is refused
-        _, height, width = decode_rgb(image | {"bytes": data}, name).shape
+        _, height, width = decode_rgb(data, name_with_path(image, name)).shape
         opened = PIL.Image.open(io.BytesIO(data))
         oddities = set()
         # 16-bit color, unlike gray, has no mode of its own; the raw mode tells, until the pixels are loaded.
@@ -115,7 +115,8 @@ def audit_split(
         progress: called with the number of images of each batch.
     """
     images = np.zeros(len(data), IMAGE)
-    kinds, reasons = {"undecodable": 0}, []
+    kinds = {"undecodable": 0}
+    reasons: list[str] = []
     index = 0
     for batch in DataLoader(data, batch_size=BATCH, num_workers=num_workers, collate_fn=list):
         for facts in batch:

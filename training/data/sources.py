@@ -134,7 +134,8 @@ def _choose(
         if name is not None and name not in splits:
             raise DataError(f"{dataset} has no split {name!r}; its splits are {listed(splits)}")
     image_column, label_column = find_columns(dataset, splits[train_name], image_column, label_column)
-    validation_name, without_labels = validation_split, []
+    validation_name = validation_split
+    without_labels: list[str] = []
     if validation_name is None:
         validation_name, without_labels = _choose_validation(splits, train_name, label_column)
     chosen = {
@@ -152,7 +153,7 @@ def _choose(
         train_name=train_name,
         train=chosen[train_name],
         validation_name=validation_name,
-        validation=chosen.get(validation_name),
+        validation=None if validation_name is None else chosen[validation_name],
         image_column=image_column,
         label_column=label_column,
         notes=notes,
@@ -179,7 +180,7 @@ def _stored(chosen: _Chosen, given_names: list[str] | None, least_classes: int, 
     dataset, column = chosen.dataset, chosen.label_column
     place = _place(dataset, chosen.train_name)
     names, train, train_ids = with_train_labels(place, chosen.train, column, given_names, least_classes)
-    if chosen.validation is not None:
+    if chosen.validation is not None and chosen.validation_name is not None:
         evaluated = f"evaluated on its split {chosen.validation_name!r}"
         place = _place(dataset, chosen.validation_name)
         validation, validation_ids = with_labels_of(names, place, chosen.validation, column, given_names)

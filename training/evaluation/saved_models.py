@@ -63,12 +63,13 @@ def with_classes_of(class_names: list[str], model: Model) -> Model:
     Raises:
         ModelError: the dataset has classes that the model does not know, or knows twice.
     """
-    rows = head_rows(class_names, model.labels)
-    if unknown := [name for name, row in zip(class_names, rows, strict=True) if row is None]:
+    found = head_rows(class_names, model.labels)
+    if unknown := [name for name, row in zip(class_names, found, strict=True) if row is None]:
         raise ModelError(
             f"the dataset's classes are not those of {model.name}: {len(unknown)} of {len(class_names)}, such as "
             f"{unknown[0]!r}, are not among the model's {len(model.labels)}, such as {model.labels[0]!r}"
         )
+    rows = [row for row in found if row is not None]
     counts = Counter(normalize("NFC", label) for label in model.labels)
     repeated = [name for name in class_names if counts[normalize("NFC", name)] > 1]
     if repeated and rows != list(range(len(model.labels))):

@@ -52,7 +52,6 @@ class StreamedEvaluation(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         num_workers, worker = _worker()
-        images, labels = self.columns
         indices = itertools.count(self.rank * num_workers + worker, self.num_processes * num_workers)
         for row, index in zip(self.split, indices, strict=False):
             image, label = row[self.reader.image_column], row[self.reader.label_column]

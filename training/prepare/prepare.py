@@ -185,7 +185,7 @@ def _batches(
 ) -> Iterator[list[ShrunkenImage]]:
     """The shards' images one after the other, at most `BATCH` at a time and never of two shards."""
     batches = [
-        range(start, min(start + BATCH, shard.stop))
+        list(range(start, min(start + BATCH, shard.stop)))
         for shard in shards
         for start in range(shard.start, shard.stop, BATCH)
     ]

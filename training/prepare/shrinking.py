@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from modeling_tinynet.image_processing_tinynet import exif_transposition
-from training.data.decoding import ImageDecodeError, decode_rgb, encoded_bytes
+from training.data.decoding import ImageDecodeError, decode_rgb, encoded_bytes, name_with_path
 from training.loading.encoded_images import EncodedImages
 
 COPIED, ENCODED, RESIZED = "copied", "encoded", "resized"

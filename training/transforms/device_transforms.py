@@ -111,12 +111,13 @@ def _jittered_on_cpu(images: Tensor, factors: Tensor, order: Tensor) -> Iterator
                 image.copy_(images[member])
             for step in kind:
                 factor = factors[members, step][:, None, None, None]
-                gray = None if step == BRIGHTNESS else _gray(*chosen.split(1, dim=1))
-                if step == CONTRAST:
-                    gray.copy_(gray.mean(dim=(2, 3), keepdim=True))
-                chosen.mul_(factor)
-                if gray is not None:
-                    chosen.addcmul_(gray, 1 - factor)
+                if step == BRIGHTNESS:
+                    chosen.mul_(factor)
+                else:
+                    gray = _gray(*chosen.split(1, dim=1))
+                    if step == CONTRAST:
+                        gray.copy_(gray.mean(dim=(2, 3), keepdim=True))
+                    chosen.mul_(factor).addcmul_(gray, 1 - factor)
                 chosen.clamp_(0, 255).floor_()
             yield members, chosen
 

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ from training.config.train_config import FIELDS, default_num_workers
 from training.data.decoding import ImageDecodeError
 from training.data.sources import Splits, is_folder_of_classes, load_splits, num_samples
 from training.errors import DataError
-from training.evaluation.evaluate import EvaluationResult, evaluate
+from training.evaluation.evaluate import evaluate
+from training.evaluation.metrics import CLASS_METRICS, TABLE, EvaluationResult, shown_in
 from training.loading.loaders import build_dataset, build_eval_loader
 from training.loading.workers import end_workers
 from training.modeling.build import ModelError, head_rows, load_saved_model, loading_errors
@@ -238,26 +240,31 @@ def image_text(preprocessing: Preprocessing) -> str:
 
 
 def results_table(evaluated: Sequence[Evaluated]) -> str:
-    rows = [("model", "image", "parameters", "top-1", "top-5", "images/s")]
+    metrics = shown_in(TABLE)
+    rows = [("model", "image", "parameters", *(metric.label for metric in metrics), "images/s")]
     for one in evaluated:
-        top_1, top_5 = one.result.line().removeprefix("top-1 "), f"{100 * one.result.top_5:.3f} %"
-        image = image_text(one.model.preprocessing)
-        rows.append((one.model.name, image, f"{one.model.parameters:,}", top_1, top_5, f"{one.images_per_s:,.0f}"))
+        record, image = one.result.to_dict(), image_text(one.model.preprocessing)
+        cells = [metric.text(record) for metric in metrics]
+        rows.append((one.model.name, image, f"{one.model.parameters:,}", *cells, f"{one.images_per_s:,.0f}"))
+    return aligned(rows)
+
+
+def per_class_table(one: Evaluated) -> str:
+    """The worst classes first: those of the lowest recall."""
+    metrics = [metric for metric in CLASS_METRICS if TABLE in metric.places]
+    classes = sorted(one.result.per_class(one.model.labels), key=lambda row: row["top_1_correct"] / row["n"])
+    rows = [("class", *(metric.label for metric in metrics))]
+    rows += [(row["class"], *(metric.text(row) for metric in metrics)) for row in classes]
+    return f"by class, {one.model.name}\n{textwrap.indent(aligned(rows), '  ')}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table with its first column to the left, all others to the right."""
     name_width, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([name.ljust(name_width), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
         for name, *cells in rows
     )
-
-
-def per_class_table(one: Evaluated) -> str:
-    """The worst classes first."""
-    rows = sorted(
-        (tuple(row.values()) for row in one.result.per_class(one.model.labels)), key=lambda row: row[1] / row[2]
-    )
-    width = max(len(label) for label, _, _ in rows)
-    lines = [f"  {label:<{width}}  {k}/{n} = {100 * k / n:.1f} %" for label, k, n in rows]
-    return "\n".join([f"top-1 by class, {one.model.name}", *lines])
 
 
 def one_number_if_square(sides: tuple[int, ...] | None) -> int | tuple[int, ...] | None:
@@ -304,7 +311,7 @@ def write_results(
         write_summary(options.json, summary(evaluated, data, options, accelerator))
     if options.confusion:
         # Here, because matplotlib takes a second to import.
-        from training.evaluation.confusion import Panel, save_confusion
+        from training.reporting.confusion import Panel, save_confusion
 
         save_confusion([Panel(one.model.name, one.result, one.model.labels) for one in evaluated], options.confusion)
 
@@ -377,7 +384,7 @@ def build_parser() -> Parser:
     running.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda (default: %(default)s)")
     results = parser.add_argument_group("results")
     results.add_argument("--json", type=output_file, metavar="FILE", help="write the counts")
-    results.add_argument("--per_class", action="store_true", help="top-1 of each class, worst first, and in --json")
+    results.add_argument("--per_class", action="store_true", help="metrics of each class, worst first, and in --json")
     results.add_argument("--confusion", type=output_file, metavar="FILE.png", help="draw the confusion matrix")
     return parser
 

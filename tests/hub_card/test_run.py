@@ -95,6 +95,7 @@ def test_the_schema_asks_for_what_the_card_says(run):
     object.__setattr__(whole, "summary", watched(whole.summary))
     model_card(whole, "me/x")
     known = {*KEYS, ("is_local",), ("changes",), *(("best", key) for key in COUNTS), ("best", "per_class")}
+    known |= {("metrics",), ("class_metrics",)}
     assert {keys for keys in asked if "versions" not in keys} <= known
     assert len(asked) > 25
 

@@ -11,8 +11,9 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from training.evaluation.metrics import TOP_1
 from training.reporting.console import SmoothedLoss, StepTimer
-from training.reporting.curves import ALARM, EMA, LR, RAW, SPEED, best_point, column, save_curves, top_1_curve
+from training.reporting.curves import ALARM, EMA, LR, RAW, SPEED, best_point, column, metric_curve, save_curves
 from training.reporting.metrics import MetricsLog, read_metrics
 
 ROOT = Path(__file__).parents[3]
@@ -187,10 +188,10 @@ def test_the_drawn_numbers_are_those_of_the_records(tmp_path):
     losses = column(steps, "loss")
     assert math.isnan(losses[1]) and losses[2] == steps[2]["loss"]
     assert column(epochs, "time_shares", "data") == [record["time_shares"]["data"] for record in epochs]
-    x, top_1 = top_1_curve(epochs, "ema")
+    x, top_1 = metric_curve(epochs, "ema", TOP_1)
     assert x == [1, 2, 3, 4]
     assert top_1 == pytest.approx([record["ema"]["top_1_correct"] / 3.97 for record in epochs])
-    assert top_1_curve([epochs[0] | {"raw": None}, epochs[1]], "raw")[0] == [2]
+    assert metric_curve([epochs[0] | {"raw": None}, epochs[1]], "raw", TOP_1)[0] == [2]
 
 
 def test_the_best_among_equals_is_the_one_that_train_keeps():

@@ -14,6 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from training.evaluation.metrics import CURVES, TOP_1, Metric, shown_in
@@ -160,13 +161,13 @@ def _draw_accuracy(axes: Axes, epochs: Sequence[Record]) -> None:
     best = TOP_1.number(counts)
     text = f"best {best:.3f} % ({name}, epoch {epoch:g})"
     axes.plot([epoch], [best], "o", color=BEST, fillstyle="none", markersize=14, label=text)
-    handles = [*axes.get_lines(), *_draw_other_metrics(axes, epochs)]
-    legend(axes, handles)
+    legend(axes, axes.get_lines())
+    _draw_other_metrics(axes, epochs)
 
 
-def _draw_other_metrics(axes: Axes, epochs: Sequence[Record]) -> list[Artist]:
-    """In the colors of the weights, told apart by the style of their lines. Returns what the legend needs."""
-    handles: list[Artist] = []
+def _draw_other_metrics(axes: Axes, epochs: Sequence[Record]) -> None:
+    """In the colors of the weights; the style of the line tells the metrics apart, in a legend within the panel."""
+    handles = []
     others = [metric for metric in shown_in(CURVES) if metric is not TOP_1]
     for metric, style in zip(others, itertools.cycle(OTHER_METRICS), strict=False):
         curves = [(*metric_curve(epochs, weights, metric), color) for weights, color in (("raw", RAW), ("ema", EMA))]
@@ -175,8 +176,9 @@ def _draw_other_metrics(axes: Axes, epochs: Sequence[Record]) -> list[Artist]:
                 axes.plot(x, values, color=color, linestyle=style, marker=marker(x), markersize=3)
         if any(x for x, _, _ in curves):  # a run from before the metric was declared has none
             handles.append(Line2D([], [], color="gray", linestyle=style, label=metric.label))
-    axes.set_ylabel(f"{', '.join([TOP_1.label, *(str(handle.get_label()) for handle in handles)])} (%)")
-    return handles
+    if handles:
+        axes.set_ylabel(f"{', '.join([TOP_1.label, *(str(handle.get_label()) for handle in handles)])} (%)")
+        axes.add_artist(Legend(axes, handles, [handle.get_label() for handle in handles], loc="lower right"))
 
 
 def best_point(points: Sequence[tuple[Record, float, str]]) -> tuple[Record, float, str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
+from matplotlib.legend import Legend
+
 import train
 from hub_card.card import model_card
 from hub_card.run import read_run
@@ -32,8 +34,7 @@ def jaccard(counts):
 
 
 def write_png(figure, path):
-    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
-    texts = [text.get_text() for legend in legends for text in legend.get_texts()]
+    texts = [text.get_text() for legend in figure.findobj(Legend) for text in legend.get_texts()]
     Path("legends.json").write_text(json.dumps(texts))
     draw(figure, path)
 

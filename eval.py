@@ -1,4 +1,4 @@
-"""Exact top-1 and top-5 of saved models, several at once: folders, timm-format folders and Hub ids.
+"""Exact evaluation of saved models, several at once: folders, timm-format folders and Hub ids.
 
 python eval.py runs/first/best timm/tinynet_a.in1k --dataset ILSVRC/imagenet-1k --json results.json
 
@@ -10,7 +10,6 @@ import dataclasses
 import os
 import re
 import sys
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -253,9 +252,9 @@ def per_class_table(one: Evaluated) -> str:
     """The worst classes first: those of the lowest recall."""
     metrics = [metric for metric in CLASS_METRICS if TABLE in metric.places]
     classes = sorted(one.result.per_class(one.model.labels), key=lambda row: row["top_1_correct"] / row["n"])
-    rows = [("class", *(metric.label for metric in metrics))]
-    rows += [(row["class"], *(metric.text(row) for metric in metrics)) for row in classes]
-    return f"by class, {one.model.name}\n{textwrap.indent(aligned(rows), '  ')}"
+    rows = [("  class", *(metric.label for metric in metrics))]
+    rows += [(f"  {row['class']}", *(metric.text(row) for metric in metrics)) for row in classes]
+    return f"by class, {one.model.name}\n{aligned(rows)}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

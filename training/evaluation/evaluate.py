@@ -106,15 +106,10 @@ def _count(
 
 def _result(counts: torch.Tensor, loss_sum: float, num_classes: int) -> EvaluationResult:
     n, top_1_correct, top_5_correct = counts[:3].tolist()
-    by_class, matrix = counts[3 : 3 + 3 * num_classes], counts[3 + 3 * num_classes :]
-    return EvaluationResult(
-        n,
-        top_1_correct,
-        top_5_correct,
-        loss_sum,
-        *by_class.reshape(3, num_classes).tolist(),
-        confusion=matrix.reshape(-1, num_classes).tolist() or None,
-    )
+    class_correct, class_total, class_predicted = counts[3 : 3 + 3 * num_classes].reshape(3, num_classes).tolist()
+    matrix = counts[3 + 3 * num_classes :].reshape(-1, num_classes).tolist()
+    by_class = (class_correct, class_total, class_predicted)
+    return EvaluationResult(n, top_1_correct, top_5_correct, loss_sum, *by_class, matrix or None)
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ class EvaluationResult:
         counts = {"n": self.n, "top_1_correct": self.top_1_correct, "top_5_correct": self.top_5_correct}
         return counts | dict(self.metrics())
 
-    def per_class(self, class_names: Sequence[str]) -> list[dict[str, str | int | float | None]]:
+    def per_class(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
         """Counts and metrics of each class by its name, for a file of results; classes without images are left out."""
         return [
             {"class": name, **counts._asdict(), **{metric.name: metric.value(counts) for metric in CLASS_METRICS}}
@@ -112,11 +112,12 @@ class Metric(Generic[Counts]):
         Returns:
             NaN where the record does not have it.
         """
+        scale = 100.0 if self.percent else 1.0
         if record and self.ratio and all(key in record for key in self.ratio):
             part, whole = (record[key] for key in self.ratio)
-            return (100.0 if self.percent else 1.0) * part / whole if whole else math.nan
+            return scale * part / whole if whole else math.nan
         value = record.get(self.name) if record else None
-        return math.nan if value is None else (100.0 if self.percent else 1.0) * value
+        return math.nan if value is None else scale * value
 
     def text(self, record: Mapping[str, Any] | None) -> str:
         """`35607/50000 = 71.214 %`, or `71.214 %` if it is no ratio of counts, or `-` where the record lacks it."""

@@ -17,8 +17,8 @@ from training.reporting.metrics import goodness
 PARTS = ("data", "forward_backward", "optimizer", "evaluation", "saving", "other")
 DATA_WAIT_LIMIT_PERCENT = 20.0
 LINES_BETWEEN_HEADERS = 20
-LEFT = {"epoch": 7, "loss": 6, "lr": 7, f"{TOP_1.label} raw": 9, "EMA": 7}  # heading: width
-RIGHT = {"images/s": 8, "wait": 5, "time": 7}
+LEFT = [("epoch", 7), ("loss", 6), ("lr", 7), (f"{TOP_1.label} raw", 9), ("EMA", 7)]  # headings, widths
+RIGHT = [("images/s", 8), ("wait", 5), ("time", 7)]
 
 
 @dataclass
@@ -220,7 +220,7 @@ class TrainingDisplay:
         if self._lines_since_header is None:
             self.message(_legend())
         if self._lines_since_header is None or self._lines_since_header >= LINES_BETWEEN_HEADERS:
-            self.message(_table_line(_columns()))
+            self.message(_table_line(heading for heading, _ in _columns()))
             self._lines_since_header = 0
         self.message(_table_line(_row(record, self._epochs, is_best)))
 
@@ -251,17 +251,17 @@ class TrainingDisplay:
         return f"epoch {epoch}/{self._epochs}{left}, {format_speed(self.images_per_s)} images/s, {self._figures}"
 
 
-def _columns() -> dict[str, int]:
-    """Headings of the table and their widths. With the project's own metrics a row has 79 columns."""
-    metrics = {metric.label: max(6, len(metric.label)) for metric in shown_in(TABLE) if metric is not TOP_1}
-    return LEFT | metrics | RIGHT
+def _columns() -> list[tuple[str, int]]:
+    """Headings of the table and their widths: 79 columns in all, as long as nobody declares another metric."""
+    labels = [metric.label for metric in shown_in(TABLE) if metric is not TOP_1]
+    return [*LEFT, *((label, max(6, len(label))) for label in labels), *RIGHT]
 
 
 def _legend() -> str:
     labels = [metric.label for metric in shown_in(TABLE) if metric is not TOP_1]
     return (
-        f"* best so far; loss: of training; EMA: {TOP_1.label} of the EMA weights; "
-        f"{', '.join(labels)}: of the better weights; wait: % of the time spent waiting for data"
+        f"* best so far; EMA: {TOP_1.label} of the EMA weights; {', '.join(labels)}: of the better weights; "
+        "wait: % of the time waiting for data"
     )
 
 
@@ -287,4 +287,4 @@ def _cell(number: float) -> str:
 
 
 def _table_line(cells: Iterable[str]) -> str:
-    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, _columns().values(), strict=True)).rstrip()
+    return " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _columns(), strict=True)).rstrip()

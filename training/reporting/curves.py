@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.style
 from matplotlib.artist import Artist
@@ -22,7 +22,7 @@ from training.reporting.console import DATA_WAIT_LIMIT_PERCENT
 from training.reporting.metrics import Record, goodness, read_metrics, write_atomically
 
 RAW, EMA, BEST, LR, SPEED, ALARM = "tab:blue", "tab:orange", "black", "tab:green", "tab:purple", "tab:red"
-OTHER_METRICS = ("dotted", "dashdot", "dashed")  # line styles
+OTHER_METRICS: tuple[Literal["dotted", "dashdot", "dashed"], ...] = ("dotted", "dashdot", "dashed")  # line styles
 LITERAL_TEXT = {"text.parse_math": False}  # names of runs, models and classes may hold a "$"
 STYLE = {
     **LITERAL_TEXT,
@@ -167,7 +167,7 @@ def _draw_accuracy(axes: Axes, epochs: Sequence[Record]) -> None:
 
 def _draw_other_metrics(axes: Axes, epochs: Sequence[Record]) -> None:
     """In the colors of the weights; the style of the line tells the metrics apart, in a legend within the panel."""
-    handles = []
+    handles: list[Artist] = []
     others = [metric for metric in shown_in(CURVES) if metric is not TOP_1]
     for metric, style in zip(others, itertools.cycle(OTHER_METRICS), strict=False):
         curves = [(*metric_curve(epochs, weights, metric), color) for weights, color in (("raw", RAW), ("ema", EMA))]
@@ -177,8 +177,9 @@ def _draw_other_metrics(axes: Axes, epochs: Sequence[Record]) -> None:
         if any(x for x, _, _ in curves):  # a run from before the metric was declared has none
             handles.append(Line2D([], [], color="gray", linestyle=style, label=metric.label))
     if handles:
-        axes.set_ylabel(f"{', '.join([TOP_1.label, *(str(handle.get_label()) for handle in handles)])} (%)")
-        axes.add_artist(Legend(axes, handles, [handle.get_label() for handle in handles], loc="lower right"))
+        labels = [str(handle.get_label()) for handle in handles]
+        axes.set_ylabel(f"{', '.join([TOP_1.label, *labels])} (%)")
+        axes.add_artist(Legend(axes, handles, labels, loc="lower right"))
 
 
 def best_point(points: Sequence[tuple[Record, float, str]]) -> tuple[Record, float, str]:

@@ -7,7 +7,16 @@ from huggingface_hub import ModelCard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training_jobs import SMALL, trained
-from training.evaluation.metrics import CLASS_METRICS, CURVES, METRICS, TOP_1, Metric, card_metrics, shown_in
+from training.evaluation.metrics import (
+    CLASS_METRICS,
+    CURVES,
+    METRICS,
+    TOP_1,
+    ClassCounts,
+    Metric,
+    card_metrics,
+    shown_in,
+)
 from training.reporting.metrics import read_metrics
 
 BY_NAME = {metric.name: metric for metric in [*METRICS, *CLASS_METRICS]}
@@ -52,6 +61,16 @@ def test_a_metric_that_is_not_in_percent_has_no_place_among_the_curves():
     with pytest.raises(ValueError, match=r"metric loss is not in percent, .* leave out CURVES"):
         Metric("loss", "loss", lambda result: result.loss_sum, percent=False)
     assert all(metric.percent for metric in shown_in(CURVES))
+
+
+def test_no_name_is_taken_twice():
+    """The second metric of a name would replace the first, or a count."""
+    counts = ["n", "top_1_correct", "top_5_correct"]
+    for names in (
+        [*counts, *(metric.name for metric in METRICS)],
+        ["class", *ClassCounts._fields, *(metric.name for metric in CLASS_METRICS)],
+    ):
+        assert len(names) == len(set(names))
 
 
 # A metric more

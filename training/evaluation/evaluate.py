@@ -31,7 +31,7 @@ def evaluate(
     Args:
         models: name -> model whose output has `.logits` (B, K).
         loader: batches {"pixel_values": (B, 3, S, S) uint8, "labels": (B,) int64 in [0, K)} of this rank.
-        preprocess: moves pixel values to the models' device and normalises them.
+        preprocess: moves pixel values to the models' device and normalizes them.
         num_samples: images in the whole validation set.
         num_classes: K.
         confusion: count the K x K confusion matrix too.

@@ -48,7 +48,7 @@ class StepTimer:
     """Attributes wall time to the parts of a run: `with timer("data"): batch = next(batches)`.
 
     Each moment belongs to one part, the innermost one entered, or to "other"; so the shares add up to 100 %.
-    The device is not synchronised, which would slow the run to measure it: on CUDA a part's time is what the host
+    The device is not synchronized, which would slow the run to measure it: on CUDA a part's time is what the host
     spent there, and device work shows up where the host waits for it, usually where the loss is read.
     """
 

@@ -70,7 +70,7 @@ def train_digits(folder: Path, epochs: int, evaluate: bool = True, poisoned_step
 
 
 def panels_of(png: Path) -> dict[str, np.ndarray]:
-    """The four quarters of a picture that is a PNG of 1600 x 1000 pixels."""
+    """The four quarters of a PNG of 1600 x 1000 pixels."""
     with Image.open(png) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB"))
@@ -167,7 +167,7 @@ def test_a_run_without_any_record_is_drawn(tmp_path):
     assert pixels_in(panels_of(tmp_path / "curves.png")["loss"], RAW) == 0
 
 
-def test_the_picture_ignores_matplotlib_settings_and_leaves_pyplot_alone(drawn_run, tmp_path):
+def test_the_image_ignores_matplotlib_settings_and_leaves_pyplot_alone(drawn_run, tmp_path):
     program = f"""
 import sys, matplotlib
 from training.reporting.curves import save_curves
@@ -195,7 +195,7 @@ def test_the_drawn_numbers_are_those_of_the_records(tmp_path):
 
 
 def test_the_best_among_equals_is_the_one_that_train_keeps():
-    """train.py keeps what is right most often, and among equals what has the smaller loss."""
+    """train.py keeps the weights with the most correct images, and among equals those of the smaller loss."""
     points = [
         ({"top_1_correct": 9, "loss": loss, "n": 10}, epoch, "raw") for epoch, loss in enumerate([0.3, 0.1, 0.2])
     ]

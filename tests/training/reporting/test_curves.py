@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 import subprocess
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.legend import Legend
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from training.evaluation.metrics import TOP_1
+from training.reporting import curves
 from training.reporting.console import SmoothedLoss, StepTimer
 from training.reporting.curves import ALARM, EMA, LR, RAW, SPEED, best_point, column, metric_curve, save_curves
 from training.reporting.metrics import MetricsLog, read_metrics
@@ -128,6 +131,26 @@ def test_a_staircase_is_drawn_with_level_steps(tmp_path):
     }
     assert (heights[True] > 50).sum() in range(3, 10)  # three edges, of two or three pixels each
     assert (heights[False] > 50).sum() == 0
+
+
+def test_another_metric_is_drawn_where_the_log_has_it(drawn_run, tmp_path, monkeypatch):
+    """A run that resumed after macro-F1 was declared has none of its first epochs."""
+    records = read_metrics(drawn_run / "metrics.jsonl")
+    for record in records:
+        if record["kind"] == "epoch" and record["epoch"] > 2:
+            record["raw"]["macro_f1"], record["ema"]["macro_f1"] = record["epoch"] / 10, record["epoch"] / 20
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    drawn = []
+    monkeypatch.setattr(curves, "write_png", lambda figure, path: drawn.append(figure.axes[1]))
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    save_curves(drawn_run / "metrics.jsonl", tmp_path / "curves.png")
+    with_it, without = drawn
+    lines = {line.get_color(): line for line in with_it.get_lines() if line.get_linestyle() == ":"}
+    for color, values in ((RAW, [30, 40, 50]), (EMA, [15, 20, 25])):
+        assert lines[color].get_xydata().tolist() == [[3, values[0]], [4, values[1]], [5, values[2]]]
+    assert [axes.get_ylabel() for axes in drawn] == ["top-1, macro-F1 (%)", "top-1 (%)"]
+    assert [len(axes.findobj(Legend)) for axes in drawn] == [2, 1]
+    assert not any(line.get_linestyle() == ":" for line in without.get_lines())
 
 
 def test_one_epoch_shows_as_points(tmp_path):

@@ -1,4 +1,4 @@
-"""Exact top-1 and top-5 of saved models, several at once: folders, timm-format folders and Hub ids.
+"""Exact evaluation of saved models, several at once: folders, timm-format folders and Hub ids.
 
 python eval.py runs/first/best timm/tinynet_a.in1k --dataset ILSVRC/imagenet-1k --json results.json
 
@@ -25,7 +25,8 @@ from training.config.train_config import FIELDS, default_num_workers
 from training.data.decoding import ImageDecodeError
 from training.data.sources import Splits, is_folder_of_classes, load_splits, num_samples
 from training.errors import DataError
-from training.evaluation.evaluate import EvaluationResult, evaluate
+from training.evaluation.evaluate import evaluate
+from training.evaluation.metrics import CLASS_METRICS, TABLE, EvaluationResult, shown_in
 from training.evaluation.saved_models import Model, load_model, with_classes_of
 from training.loading.loaders import build_dataset, build_eval_loader
 from training.loading.workers import end_workers
@@ -155,21 +156,22 @@ def image_text(preprocessing: Preprocessing) -> str:
 
 
 def results_table(evaluated: Sequence[Evaluated]) -> str:
-    rows = [("model", "image", "parameters", "top-1", "top-5", "images/s")]
+    metrics = shown_in(TABLE)
+    rows = [("model", "image", "parameters", *(metric.label for metric in metrics), "images/s")]
     for one in evaluated:
-        top_1, top_5 = one.result.line().removeprefix("top-1 "), f"{100 * one.result.top_5:.3f} %"
-        image = image_text(one.model.preprocessing)
-        rows.append((one.model.name, image, f"{one.model.parameters:,}", top_1, top_5, f"{one.images_per_s:,.0f}"))
+        record, image = one.result.to_dict(), image_text(one.model.preprocessing)
+        cells = [metric.text(record) for metric in metrics]
+        rows.append((one.model.name, image, f"{one.model.parameters:,}", *cells, f"{one.images_per_s:,.0f}"))
     return "\n".join(aligned(rows, right=True))
 
 
 def per_class_table(one: Evaluated) -> str:
-    """The worst classes first."""
-    rows = sorted(
-        (tuple(row.values()) for row in one.result.per_class(one.model.labels)), key=lambda row: row[1] / row[2]
-    )
-    lines = aligned([(label, f"{k}/{n} = {100 * k / n:.1f} %") for label, k, n in rows])
-    return "\n".join([f"top-1 by class, {one.model.name}", *(f"  {line}" for line in lines)])
+    """The worst classes first: those of the lowest recall."""
+    metrics = [metric for metric in CLASS_METRICS if TABLE in metric.places]
+    classes = sorted(one.result.per_class(one.model.labels), key=lambda row: row["top_1_correct"] / row["n"])
+    rows = [("  class", *(metric.label for metric in metrics))]
+    rows += [(f"  {row['class']}", *(metric.text(row) for metric in metrics)) for row in classes]
+    return "\n".join([f"by class, {one.model.name}", *aligned(rows, right=True)])
 
 
 def one_number_if_square(sides: tuple[int, ...] | None) -> int | tuple[int, ...] | None:
@@ -216,7 +218,7 @@ def write_results(
         write_summary(options.json, summary(evaluated, data, options, accelerator))
     if options.confusion:
         # Here, because matplotlib takes a second to import.
-        from training.evaluation.confusion import Panel, save_confusion
+        from training.reporting.confusion import Panel, save_confusion
 
         save_confusion([Panel(one.model.name, one.result, one.model.labels) for one in evaluated], options.confusion)
 
@@ -277,7 +279,7 @@ def build_parser() -> Parser:
     running.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda (default: %(default)s)")
     results = parser.add_argument_group("results")
     results.add_argument("--json", type=output_file, metavar="FILE", help="write the counts")
-    results.add_argument("--per_class", action="store_true", help="top-1 of each class, worst first, and in --json")
+    results.add_argument("--per_class", action="store_true", help="metrics of each class, worst first, and in --json")
     results.add_argument("--confusion", type=output_file, metavar="FILE.png", help="draw the confusion matrix")
     return parser
 

@@ -51,6 +51,7 @@ from training.engine.long_steps import LongSteps
 from training.engine.nonfinite import MOST_OVERFLOWS_IN_A_ROW, overflow, ways_on
 from training.errors import DataError
 from training.evaluation.evaluate import evaluate
+from training.evaluation.metrics import card_metrics
 from training.explain import explain_run, lr_schedule, warmup_remark
 from training.loading.loaders import build_dataset, build_eval_loader, build_train_loader
 from training.loading.samples import LabelError
@@ -528,6 +529,7 @@ def main(argv: list[str]) -> None:
                             "epochs": config.epochs,
                             "steps": total_steps,
                             "best": progress.best,
+                            **card_metrics(num_classes),
                             "last": {name: result.to_dict() for name, result in results.items()},
                             "images_per_s": display.images_per_s,
                             "elapsed_s": elapsed_s,
@@ -540,7 +542,8 @@ def main(argv: list[str]) -> None:
                         write_summary(run_folder / "summary.json", summary)
                 save()
         if config.report_to and results:
-            accelerator.log({f"top_1_{name}": result.top_1 for name, result in results.items()}, step=step)
+            pairs = {f"{metric}_{name}": value for name, r in results.items() for metric, value in r.metrics()}
+            accelerator.log({name: value for name, value in pairs.items() if value is not None}, step=step)
         display.epoch(record, is_best=is_best)
         logged_at_step, logged_at = step, time.perf_counter()
 

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hub_card.markdown import count, plain
+from hub_card.metrics import class_metrics_of, hub_args, metric_text, metric_value, metrics_of
 from hub_card.run import Run
 from hub_card.transform import input_sentence
 from modeling_tinynet import TINYNET_VARIANTS
@@ -53,19 +54,19 @@ def model_card(run: Run, repository: str, license: str = "apache-2.0", benchmark
 
 
 def _metadata(run: Run, repository: str, license: str) -> ModelCardData:
-    best = run.summary["best"]
-    accuracies = [
+    best, metrics = run.summary["best"], metrics_of(run.summary)
+    results = [
         EvalResult(
             task_type="image-classification",
             task_name="Image classification",
             dataset_type=run.hub_dataset or "imagefolder",
             dataset_name=run.dataset,
-            metric_type="accuracy",
-            metric_name=f"top-{k}",
-            metric_value=best[f"top_{k}"],
-            metric_args={"correct": best[f"top_{k}_correct"], "n": best["n"]},
+            metric_type=metric["hub_type"],
+            metric_name=metric["label"],
+            metric_value=metric_value(metric, best),
+            metric_args=hub_args(metric, best),
         )
-        for k in _measured(run)
+        for metric in metrics
     ]
     return ModelCardData(
         license=license,
@@ -73,11 +74,11 @@ def _metadata(run: Run, repository: str, license: str) -> ModelCardData:
         pipeline_tag="image-classification",
         tags=["tinynet", f"arxiv:{ARXIV}"],
         datasets=[run.hub_dataset] if run.hub_dataset else None,
-        metrics=["accuracy"],
+        metrics=list(dict.fromkeys(metric["hub_type"] for metric in metrics)),
         base_model=run.base_model,
         base_model_relation="finetune" if run.base_model else None,
         model_name=repository.partition("/")[2],
-        eval_results=accuracies,
+        eval_results=results,
     )
 
 
@@ -112,7 +113,9 @@ def _facts(run: Run, repository: str, benchmarks: Path) -> dict[str, Any]:
         "hidden_size": f"{network.hidden_size:,}",
         "channels": [network.hidden_sizes[index] for index in (2, 4, 6)] if network.num_hidden_layers == 7 else [],
         "best": summary["best"],
-        "accuracy_rows": _accuracy_rows(run),
+        "metrics": [plain(metric["label"]) for metric in metrics_of(summary)],
+        "metric_rows": _metric_rows(run),
+        "class_metrics": [plain(metric["label"]) for metric in class_metrics_of(summary)],
         "weak_classes": _weak_classes(run),
         "latency": _latency(run, benchmarks),
         "recipe": _recipe_rows(run.public_recipe()),
@@ -153,34 +156,27 @@ def _network_name(variant: str | None) -> str:
     return f"TinyNet-{variant[-1].upper()}" if variant else "TinyNet"
 
 
-def _measured(run: Run) -> list[int]:
-    """Which top-k says something: top-5 of five classes is always correct."""
-    return [1, 5] if run.summary["num_classes"] > 5 else [1]
-
-
-def _accuracy_rows(run: Run) -> list[tuple[str, list[str]]]:
-    """(weights, top-1 and top-5 with their counts) at the epoch whose weights are published."""
-    best = run.summary["best"]
+def _metric_rows(run: Run) -> list[tuple[str, list[str]]]:
+    """(weights, the metrics) at the epoch whose weights are published."""
+    best, metrics = run.summary["best"], metrics_of(run.summary)
     record = next((r for r in run.records if r["kind"] == "epoch" and r["epoch"] == best["epoch"]), {})
     counts = {name: record[name] for name in ("raw", "ema") if record.get(name)} or {best["weights"]: best}
     words = {"raw": "as trained", "ema": "EMA"}
     return [
         (
             words[name] + (" (published here)" if name == best["weights"] else ""),
-            [f"{c[f'top_{k}_correct']}/{c['n']} = {100 * c[f'top_{k}']:.3f} %" for k in _measured(run)],
+            [metric_text(metric, c) for metric in metrics],
         )
         for name, c in counts.items()
     ]
 
 
-def _weak_classes(run: Run) -> list[tuple[str, str]]:
-    """(class, correct images of all), the worst first; classes without a mistake are left out."""
+def _weak_classes(run: Run) -> list[tuple[str, list[str]]]:
+    """(class, its metrics), the lowest recall first; classes whose images are all correct are not among them."""
     wrong = [c for c in run.summary["best"].get("per_class", []) if c["top_1_correct"] < c["n"]]
     wrong.sort(key=lambda c: c["top_1_correct"] / c["n"])
-    return [
-        (plain(c["class"]), f"{c['top_1_correct']}/{c['n']} = {100 * c['top_1_correct'] / c['n']:.1f} %")
-        for c in wrong[:MOST_WEAK_CLASSES]
-    ]
+    metrics = class_metrics_of(run.summary)
+    return [(plain(c["class"]), [metric_text(metric, c) for metric in metrics]) for c in wrong[:MOST_WEAK_CLASSES]]
 
 
 def _latency(run: Run, benchmarks: Path) -> dict[str, Any] | None:

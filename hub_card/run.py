@@ -10,7 +10,18 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from hub_card.run_files import PublishError, run_file
-from hub_card.schema import NETWORK, PROCESSOR, RECIPE, RECORD, SUMMARY, check, is_text
+from hub_card.schema import (
+    CLASS_COUNTS,
+    COUNTS,
+    NETWORK,
+    PROCESSOR,
+    RECIPE,
+    RECORD,
+    SUMMARY,
+    check,
+    is_text,
+    metric_values,
+)
 from hub_card.transform import load_processor
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetImageProcessor
 from training.run.finished_run import (
@@ -125,9 +136,12 @@ def read_run(folder: str | Path) -> Run:
 
 def _check(run: Run) -> None:
     check(run.summary, SUMMARY, "summary.json")
+    counts = metric_values(run.summary.get("metrics", [])) | COUNTS
+    class_counts = metric_values(run.summary.get("class_metrics", [])) | CLASS_COUNTS
+    check(run.summary["best"], counts | {"per_class?": [class_counts]}, "summary.json", "best")
     check(run.recipe, RECIPE, "recipe.yaml")
     for number, record in enumerate(run.records, start=1):
-        check(record, RECORD, f"metrics.jsonl, line {number}")
+        check(record, RECORD | {"raw?": (counts, None), "ema?": (counts, None)}, f"metrics.jsonl, line {number}")
     check(run.model_config, NETWORK, "best/config.json")
     check(run.processor_config, PROCESSOR, "best/preprocessor_config.json")
     last, steps = max((record["step"] for record in run.epochs), default=0), run.summary["steps"]

@@ -11,7 +11,7 @@ from typing import Any
 from hub_card.run_files import PublishError
 
 TEXT, COUNT, NUMBER, FLAG = "text", "a whole number of at least 0", "a number", "true or false"
-SETTING = "a value or a list of values"
+DIGITS, SETTING = "a whole number from 0 to 9", "a value or a list of values"
 
 
 def is_text(value: Any) -> bool:
@@ -31,11 +31,22 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     TEXT: is_text,
     COUNT: lambda value: type(value) is int and value >= 0,
     NUMBER: _is_number,
+    DIGITS: lambda value: type(value) is int and 0 <= value <= 9,
     FLAG: lambda value: isinstance(value, bool),
     SETTING: _is_setting,
 }
 
 COUNTS = {"n": COUNT, "top_1_correct": COUNT, "top_5_correct": COUNT, "top_1": NUMBER, "top_5": NUMBER}
+METRIC = {
+    "name": TEXT,
+    "label": TEXT,
+    "ratio": ({"part": TEXT, "whole": TEXT}, None),
+    "percent": FLAG,
+    "digits": DIGITS,
+    "hub_type": TEXT,
+    "hub_args": {"*": SETTING},
+}
+CLASS_COUNTS = {"class": TEXT, "top_1_correct": COUNT, "n": COUNT}
 SUMMARY = {
     "model": TEXT,
     "dataset": TEXT,
@@ -52,8 +63,10 @@ SUMMARY = {
     | {
         "weights": {"raw", "ema"},
         "epoch": COUNT,
-        "per_class?": [{"class": TEXT, "top_1_correct": COUNT, "n": COUNT}],
+        "per_class?": [CLASS_COUNTS],
     },
+    "metrics?": [METRIC],
+    "class_metrics?": [METRIC],
     "images_per_s": (NUMBER, None),
     "elapsed_s": NUMBER,
     "changes?": [TEXT],
@@ -81,6 +94,12 @@ PROCESSOR = {
     "rescale_factor?": NUMBER,
     "image_processor_type?": TEXT,
 }
+
+
+def metric_values(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """The kinds of what an evaluation holds of these metrics: all may be missing, in what an earlier start wrote."""
+    counts = [count for metric in metrics if metric["ratio"] for count in metric["ratio"].values()]
+    return {f"{metric['name']}?": (NUMBER, None) for metric in metrics} | {f"{count}?": COUNT for count in counts}
 
 
 def check(value: Any, kind: Any, file: str, name: str = "") -> None:

@@ -219,10 +219,19 @@ def test_worst_classes_come_first_and_add_up(script, model, tmp_path, capsys):
     rows = results["models"][0]["per_class"]
     assert sum(row["n"] for row in rows) == 359
     assert sum(row["top_1_correct"] for row in rows) == results["models"][0]["top_1_correct"]
-    lines = capsys.readouterr().out.partition("top-1 by class")[2].splitlines()[1:]
-    shares = [float(line.split("=")[1].removesuffix("%")) for line in lines]
-    assert len(shares) == 10
-    assert shares == sorted(shares)
+    _, headings, *lines = capsys.readouterr().out.partition("\nby class")[2].splitlines()
+    assert headings.split() == ["class", "recall", "precision", "F1"]
+    by_name = {row["class"]: row for row in rows}
+    shown = [line.split() for line in lines]
+    recalls = [100 * by_name[cells[0]]["recall"] for cells in shown]
+    assert len(recalls) == 10
+    assert recalls == sorted(recalls)
+    for name, *cells in shown:
+        row, text = by_name[name], " ".join(cells)
+        assert text.startswith(f"{row['top_1_correct']}/{row['n']} = {100 * row['recall']:.1f} % ")
+        precision = f"{row['top_1_correct']}/{row['predicted']} = {100 * (row['precision'] or 0):.1f} %"
+        assert text.endswith(f" {precision if row['predicted'] else '-'} {100 * row['f1']:.1f} %")
+    assert sum(row["predicted"] for row in rows) == 359
 
 
 def test_confusion_matrix_is_drawn_whatever_the_classes_are_called(script, tmp_path):
@@ -254,9 +263,9 @@ def test_two_processes_count_what_one_counts_and_write_once(script, model, tmp_p
         assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-6)
         assert shared["n"] == 359
     assert done.stdout.count("images/s") == 1
-    assert done.stdout.count("/359 = ") == 2
+    assert done.stdout.count("/359 = ") == 4  # top-1 and top-5 of two models
     assert done.stdout.count("20 % of each class is held out") == 1
-    assert done.stdout.count("top-1 by class") == 2
+    assert done.stdout.count("\nby class") == 2
 
 
 # Mistakes: one sentence on stderr, exit code 2

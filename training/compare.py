@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
+from training.evaluation.metrics import TABLE, TOP_1, shown_in
 from training.reporting.console import format_duration, format_speed
 from training.reporting.curves import (
     column,
@@ -19,11 +20,11 @@ from training.reporting.curves import (
     legend,
     lr_drawstyle,
     marker,
+    metric_curve,
     start_at_zero,
-    top_1_curve,
     write_png,
 )
-from training.reporting.metrics import Record, accuracy_percent
+from training.reporting.metrics import Record, goodness
 from training.reporting.text_table import aligned
 from training.run.finished_run import FinishedRun, damaged, read_finished_run
 from training.system.terminal import escape_what_stdout_lacks
@@ -52,13 +53,16 @@ def load_run(folder: Path, name: str) -> Run:
 
 def comparison(runs: Sequence[Run]) -> str:
     """The table of `runs`, one a line, and under it the recipe keys in which they differ."""
-    rows = [("run", "model", "best top-1, raw", "best top-1, EMA", "epochs", "images/s", "time")]
+    best, others = f"best {TOP_1.label}", [metric for metric in shown_in(TABLE) if metric is not TOP_1]
+    labels = [metric.label for metric in others]
+    rows = [("run", "model", f"{best}, raw", f"{best}, EMA", *labels, "epochs", "images/s", "time")]
     rows += [
         (
             run.name,
             run.summary["model"],
-            _best(run.epochs, "raw"),
-            _best(run.epochs, "ema"),
+            TOP_1.text(_best(run.epochs, "raw")),
+            TOP_1.text(_best(run.epochs, "ema")),
+            *(metric.text(_best(run.epochs, "raw", "ema")) for metric in others),  # of the weights in best/
             str(run.summary["epochs"]),
             format_speed(run.summary["images_per_s"]),
             format_duration(run.summary["elapsed_s"]),
@@ -89,8 +93,8 @@ def save_comparison(runs: Sequence[Run], png_path: Path) -> None:
         "loss": [(column(run.steps, "epoch"), column(run.steps, "loss_smoothed")) for run in runs],
         "lr": [(column(run.steps, "epoch"), column(run.steps, "lr")) for run in runs],
         "speed": [(column(run.epochs, "epoch"), column(run.epochs, "images_per_s")) for run in runs],
-        "raw": [top_1_curve(run.epochs, "raw") for run in runs],
-        "ema": [top_1_curve(run.epochs, "ema") for run in runs],
+        "raw": [metric_curve(run.epochs, "raw", TOP_1) for run in runs],
+        "ema": [metric_curve(run.epochs, "ema", TOP_1) for run in runs],
     }
     with four_panels(f"{len(runs)} runs") as (figure, (loss, accuracy, lr, speed)):
         for name, axes in (("loss", loss), ("lr", lr), ("speed", speed), ("raw", accuracy), ("ema", accuracy)):
@@ -154,10 +158,10 @@ def _line_widths(curves: Sequence[tuple[list[float], list[float]]]) -> list[floa
     return [2 + min(3.0, 10.0 / max(later)) * number if number else 2.0 for number in later]
 
 
-def _best(epochs: Sequence[Record], weights: str) -> str:
-    evaluations = [record[weights] for record in epochs if record[weights]]
-    best = max(evaluations, key=lambda counts: accuracy_percent(counts, 1), default=None)
-    return f"{best['top_1_correct']}/{best['n']} = {accuracy_percent(best, 1):.3f} %" if best else "-"
+def _best(epochs: Sequence[Record], *weights: str) -> Record | None:
+    """The best evaluation of these weights, by the rule of train.py."""
+    evaluations = [record[name] for record in epochs for name in weights if record[name]]
+    return max(evaluations, key=goodness, default=None)
 
 
 def _equal_runs(runs: Sequence[Run]) -> list[list[str]]:

@@ -16,6 +16,7 @@ from hub_card.collect import collect
 from hub_card.run import PublishError, is_repository_id, read_run
 from hub_card.schema import COUNTS, SUMMARY
 from tests.hub.runs import write_run
+from training.evaluation.metrics import card_metrics
 
 JSON_FILES = ("summary.json", "best/config.json", "best/preprocessor_config.json")
 FILES = (*JSON_FILES, "recipe.yaml", "metrics.jsonl", "curves.png", "best/model.safetensors")
@@ -95,6 +96,7 @@ def test_the_schema_asks_for_what_the_card_says(run):
     object.__setattr__(whole, "summary", watched(whole.summary))
     model_card(whole, "me/x")
     known = {*KEYS, ("is_local",), ("changes",), *(("best", key) for key in COUNTS), ("best", "per_class")}
+    known |= {("metrics",), ("class_metrics",)}
     assert {keys for keys in asked if "versions" not in keys} <= known
     assert len(asked) > 25
 
@@ -109,6 +111,71 @@ def test_a_missing_key_of_the_summary_is_named(run, keys):
 def test_a_wrong_type_in_the_summary_is_named(run, keys):
     change(run / "summary.json", list(keys), [float("nan")])
     assert f"summary.json: {'.'.join(keys)} must be " in refusal(run)
+
+
+@pytest.fixture
+def described(run) -> Path:
+    """A run whose summary describes its metrics: the real one is from before that."""
+    for name, value in card_metrics(10).items():
+        change(run / "summary.json", [name], value)
+    change(run / "summary.json", ["best", "macro_f1"], 0.97)
+    change(run / "summary.json", ["best", "per_class", 5, "predicted"], 32)
+    return run
+
+
+def test_a_summary_that_describes_its_metrics_decides_what_is_shown(described):
+    """The log has no macro-F1: the run began before there was one."""
+    card = model_card(read_run(described), "me/x")
+    assert "| 359 held-out images | top-1 | top-5 | macro-F1 |\n| --- | --- | --- | --- |\n" in card
+    assert "| as trained (published here) | 351/359 = 97.772 % | 359/359 = 100.000 % | - |" in card
+    assert "metrics:\n- accuracy\n- f1\n" in card
+    assert "| class | recall | precision |\n| --- | --- | --- |\n| 5 | 31/36 = 86.1 % | 31/32 = 96.9 % |" in card
+    assert "| 9 | 34/36 = 94.4 % | - |" in card
+
+
+def test_best_weights_from_before_a_metric_was_declared_are_published_without_it(described):
+    change(described / "summary.json", ["best", "macro_f1"], ...)
+    change(described / "summary.json", ["best", "per_class"], ...)
+    card = model_card(read_run(described), "me/x")
+    assert "| 359 held-out images | top-1 | top-5 |\n" in card
+    assert "macro-F1" not in card and "recall" not in card
+
+
+def test_a_run_that_shows_no_metric_on_its_card_is_published(described):
+    for name in ("metrics", "class_metrics"):
+        change(described / "summary.json", [name], [])
+    card = model_card(read_run(described), "me/x")
+    assert "top-1" not in card and "recall" not in card and "| --- |\n| as trained" not in card
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (["metrics"], None, "summary.json: metrics must be a list, got None"),
+        (["metrics"], "top_1", "metrics must be a list, got 'top_1'"),
+        (["metrics", 0], "top_1", "metrics[0] must be a mapping, got 'top_1'"),
+        (["metrics", 2, "label"], ..., "summary.json has no metrics[2].label"),
+        (["metrics", 0, "digits"], 10**9, "metrics[0].digits must be a whole number from 0 to 9, got 1000000000"),
+        (["metrics", 0, "ratio"], ["top_1_correct", "n"], "metrics[0].ratio must be a mapping"),
+        (["metrics", 0, "ratio", "part"], 1, "metrics[0].ratio.part must be text, got 1"),
+        (["metrics", 0, "ratio", "part"], "weights", "best.weights must be a whole number of at least 0, got 'raw'"),
+        (["metrics", 2, "hub_args"], {"a": {}}, "metrics[2].hub_args.a must be a value or a list of values"),
+        (["class_metrics", 1, "percent"], 1, "class_metrics[1].percent must be true or false, got 1"),
+        (["best", "macro_f1"], "high", "best.macro_f1 must be a number, got 'high'"),
+        (["best", "per_class", 5, "predicted"], -1, "best.per_class[5].predicted must be a whole number"),
+        (["best", "per_class", 5, "f1"], [], "best.per_class[5].f1 must be a number, got []"),
+    ],
+)
+def test_a_wrong_metric_is_named(described, keys, value, said):
+    change(described / "summary.json", keys, value)
+    sentence = refusal(described)
+    assert "summary.json" in sentence and said in sentence
+
+
+def test_a_wrong_metric_of_the_log_is_named(described):
+    path = described / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"top_1": ', '"macro_f1": "high", "top_1": ', 1))
+    assert "raw.macro_f1 must be a number, got 'high'" in refusal(described)
 
 
 @pytest.mark.parametrize("file", JSON_FILES)

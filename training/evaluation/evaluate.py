@@ -1,74 +1,15 @@
 """Exact evaluation: every validation image counted once, in integers, for several models in one pass over the data."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from training.evaluation.metrics import EvaluationResult
 from training.evaluation.top_k_accuracy.target_ranks import target_ranks
-
-
-@dataclass(frozen=True)
-class EvaluationResult:
-    """What one model got right, over all ranks. With fewer than five classes top-5 is top-K.
-
-    `confusion[label][prediction]` counts images, and is None unless it was asked for. An image whose logits hold a NaN
-    has no prediction: it is in no column, and counts as wrong.
-    """
-
-    n: int
-    top_1_correct: int
-    top_5_correct: int
-    loss_sum: float
-    class_correct: list[int]
-    class_total: list[int]
-    confusion: list[list[int]] | None = None
-
-    @property
-    def top_1(self) -> float:
-        """Top-1 accuracy, a fraction."""
-        return self.top_1_correct / self.n
-
-    @property
-    def top_5(self) -> float:
-        """Top-5 accuracy, a fraction."""
-        return self.top_5_correct / self.n
-
-    @property
-    def loss(self) -> float:
-        """Mean cross-entropy without label smoothing, in nats."""
-        return self.loss_sum / self.n
-
-    @property
-    def class_accuracy(self) -> list[float | None]:
-        """Top-1 accuracy of each class, None for a class without images."""
-        return [c / n if n else None for c, n in zip(self.class_correct, self.class_total, strict=True)]
-
-    def per_class(self, class_names: Sequence[str]) -> list[dict[str, str | int]]:
-        """The counts of each class by its name, for a file of results; classes without images are left out."""
-        columns = (class_names, self.class_correct, self.class_total)
-        return [{"class": name, "top_1_correct": k, "n": n} for name, k, n in zip(*columns, strict=True) if n]
-
-    def line(self) -> str:
-        """`top-1 35607/50000 = 71.214 %`"""
-        return f"top-1 {self.top_1_correct}/{self.n} = {100 * self.top_1_correct / self.n:.3f} %"
-
-    __str__ = line
-
-    def to_dict(self) -> dict[str, int | float]:
-        """The scalars, for a metrics file."""
-        return {
-            "n": self.n,
-            "top_1_correct": self.top_1_correct,
-            "top_5_correct": self.top_5_correct,
-            "top_1": self.top_1,
-            "top_5": self.top_5,
-            "loss": self.loss,
-        }
 
 
 def evaluate(
@@ -90,7 +31,7 @@ def evaluate(
     Args:
         models: name -> model whose output has `.logits` (B, K).
         loader: batches {"pixel_values": (B, 3, S, S) uint8, "labels": (B,) int64 in [0, K)} of this rank.
-        preprocess: moves pixel values to the models' device and normalises them.
+        preprocess: moves pixel values to the models' device and normalizes them.
         num_samples: images in the whole validation set.
         num_classes: K.
         confusion: count the K x K confusion matrix too.
@@ -149,24 +90,26 @@ def evaluate(
 def _count(
     ranks: torch.Tensor, predictions: torch.Tensor, labels: torch.Tensor, num_classes: int, confusion: bool
 ) -> torch.Tensor:
-    """One model's counts in one vector: n, top-1, top-5, right answers by class, images by class, confusion matrix."""
-    right = ranks < 1
+    """One model's counts in one vector: n, top-1, top-5, then by class the correct ones, the images and the
+    predictions, then the confusion matrix."""
+    correct, valid = ranks < 1, ranks < num_classes  # a NaN gives the rank K
     counts = [
-        torch.tensor([len(ranks), right.sum(), (ranks < min(5, num_classes)).sum()]),
-        torch.bincount(labels[right], minlength=num_classes),
+        torch.tensor([len(ranks), correct.sum(), (ranks < min(5, num_classes)).sum()]),
+        torch.bincount(labels[correct], minlength=num_classes),
         torch.bincount(labels, minlength=num_classes),
+        torch.bincount(predictions[valid], minlength=num_classes),
     ]
     if confusion:
-        valid = ranks < num_classes  # a NaN gives the rank K
         counts.append(torch.bincount(labels[valid] * num_classes + predictions[valid], minlength=num_classes**2))
     return torch.cat(counts)
 
 
 def _result(counts: torch.Tensor, loss_sum: float, num_classes: int) -> EvaluationResult:
     n, top_1_correct, top_5_correct = counts[:3].tolist()
-    class_correct, class_total = counts[3 : 3 + 2 * num_classes].reshape(2, num_classes).tolist()
-    matrix = counts[3 + 2 * num_classes :].reshape(-1, num_classes).tolist()
-    return EvaluationResult(n, top_1_correct, top_5_correct, loss_sum, class_correct, class_total, matrix or None)
+    class_correct, class_total, class_predicted = counts[3 : 3 + 3 * num_classes].reshape(3, num_classes).tolist()
+    matrix = counts[3 + 3 * num_classes :].reshape(-1, num_classes).tolist()
+    by_class = (class_correct, class_total, class_predicted)
+    return EvaluationResult(n, top_1_correct, top_5_correct, loss_sum, *by_class, matrix or None)
 
 
 @contextlib.contextmanager

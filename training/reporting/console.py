@@ -11,23 +11,14 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from training.reporting.metrics import accuracy_percent, goodness
+from training.evaluation.metrics import TABLE, TOP_1, shown_in
+from training.reporting.metrics import goodness
 
 PARTS = ("data", "forward_backward", "optimizer", "evaluation", "saving", "other")
 DATA_WAIT_LIMIT_PERCENT = 20.0
 LINES_BETWEEN_HEADERS = 20
-TABLE = {  # heading: width; 78 columns in all
-    "epoch": 7,
-    "train loss": 10,
-    "lr": 8,
-    "top-1 raw": 9,
-    "top-1 EMA": 9,
-    "top-5": 6,
-    "images/s": 8,
-    "wait %": 6,
-    "time": 7,
-}
-LEGEND = "* best so far; top-5: of the better weights; wait %: share of the time spent waiting for data"
+LEFT = [("epoch", 7), ("loss", 6), ("lr", 7), (f"{TOP_1.label} raw", 9), ("EMA", 7)]  # headings, widths
+RIGHT = [("images/s", 8), ("wait", 5), ("time", 7)]
 
 
 @dataclass
@@ -57,7 +48,7 @@ class StepTimer:
     """Attributes wall time to the parts of a run: `with timer("data"): batch = next(batches)`.
 
     Each moment belongs to one part, the innermost one entered, or to "other"; so the shares add up to 100 %.
-    The device is not synchronised, which would slow the run to measure it: on CUDA a part's time is what the host
+    The device is not synchronized, which would slow the run to measure it: on CUDA a part's time is what the host
     spent there, and device work shows up where the host waits for it, usually where the loss is read.
     """
 
@@ -227,9 +218,9 @@ class TrainingDisplay:
         if self._bar is not None:
             self._bar.set_description_str(self._progress(), refresh=False)
         if self._lines_since_header is None:
-            self.message(LEGEND)
+            self.message(_legend())
         if self._lines_since_header is None or self._lines_since_header >= LINES_BETWEEN_HEADERS:
-            self.message(_table_line(TABLE))
+            self.message(_table_line(heading for heading, _ in _columns()))
             self._lines_since_header = 0
         self.message(_table_line(_row(record, self._epochs, is_best)))
 
@@ -260,27 +251,40 @@ class TrainingDisplay:
         return f"epoch {epoch}/{self._epochs}{left}, {format_speed(self.images_per_s)} images/s, {self._figures}"
 
 
+def _columns() -> list[tuple[str, int]]:
+    """Headings of the table and their widths: 79 columns in all, as long as nobody declares another metric."""
+    labels = [metric.label for metric in shown_in(TABLE) if metric is not TOP_1]
+    return [*LEFT, *((label, max(6, len(label))) for label in labels), *RIGHT]
+
+
+def _legend() -> str:
+    labels = [metric.label for metric in shown_in(TABLE) if metric is not TOP_1]
+    return (
+        f"* best so far; EMA: {TOP_1.label} of the EMA weights; {', '.join(labels)}: of the better weights; "
+        "wait: % of the time waiting for data"
+    )
+
+
 def _row(record: Mapping[str, Any], epochs: int, is_best: bool) -> list[str]:
-    raw, ema = accuracy_percent(record["raw"], 1), accuracy_percent(record["ema"], 1)
     evaluated = [counts for counts in (record["raw"], record["ema"]) if counts]
     better = max(evaluated, key=goodness, default=None)
     ema_is_better = better is record["ema"]
     return [
         f"{record['epoch']}/{epochs}",
-        f"{record['train_loss']:.4f}",
-        f"{record['lr']:.3g}",
-        _percent(raw) + ("*" if is_best and not ema_is_better else " "),
-        _percent(ema) + ("*" if is_best and ema_is_better else " "),
-        _percent(accuracy_percent(better, 5)),
+        f"{record['train_loss']:.3f}",
+        f"{record['lr']:.2g}",
+        _cell(TOP_1.number(record["raw"])) + ("*" if is_best and not ema_is_better else " "),
+        _cell(TOP_1.number(record["ema"])) + ("*" if is_best and ema_is_better else " "),
+        *(_cell(metric.number(better)) for metric in shown_in(TABLE) if metric is not TOP_1),
         format_speed(record["images_per_s"]),
         f"{record['time_shares']['data']:.1f}",
         format_duration(record["epoch_s"]),
     ]
 
 
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
+def _cell(number: float) -> str:
+    return "-" if math.isnan(number) else f"{number:.2f}"
 
 
 def _table_line(cells: Iterable[str]) -> str:
-    return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, TABLE.values(), strict=True)).rstrip()
+    return " ".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _columns(), strict=True)).rstrip()

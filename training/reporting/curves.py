@@ -1,23 +1,28 @@
 """Draws `curves.png`, the plots of one run: loss, accuracy, learning rate and speed over epochs."""
 
 import io
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
 
+from training.evaluation.metrics import CURVES, TOP_1, Metric, shown_in
 from training.reporting.console import DATA_WAIT_LIMIT_PERCENT
-from training.reporting.metrics import Record, accuracy_percent, goodness, read_metrics, write_atomically
+from training.reporting.metrics import Record, goodness, read_metrics, write_atomically
 
 RAW, EMA, BEST, LR, SPEED, ALARM = "tab:blue", "tab:orange", "black", "tab:green", "tab:purple", "tab:red"
+OTHER_METRICS: tuple[Literal["dotted", "dashdot", "dashed"], ...] = ("dotted", "dashdot", "dashed")  # line styles
 LITERAL_TEXT = {"text.parse_math": False}  # names of runs, models and classes may hold a "$"
 STYLE = {
     **LITERAL_TEXT,
@@ -66,7 +71,7 @@ def four_panels(title: str) -> Iterator[tuple[Figure, Sequence[Axes]]]:
         figure.suptitle(title, fontsize=18)
         panels = figure.subplots(2, 2, sharex=True).flatten()
         headings = ("Training loss", "Validation accuracy", "Learning rate", "Training speed")
-        labels = ("loss per image", "top-1 (%)", "learning rate", "images/s")
+        labels = ("loss per image", f"{TOP_1.label} (%)", "learning rate", "images/s")
         for axes, heading, label in zip(panels, headings, labels, strict=True):
             axes.set_title(heading, pad=32)  # room for the legend
             axes.set(xlabel="epochs", ylabel=label)
@@ -85,10 +90,11 @@ def column(records: Sequence[Record], *keys: str) -> list[float]:
     return values
 
 
-def top_1_curve(epochs: Sequence[Record], weights: str) -> tuple[list[float], list[float]]:
-    """Epochs at which `weights` ("raw" or "ema") were evaluated, and their top-1 accuracies in percent."""
-    evaluated = [record for record in epochs if record[weights]]
-    return column(evaluated, "epoch"), [accuracy_percent(record[weights], 1) for record in evaluated]
+def metric_curve(epochs: Sequence[Record], weights: str, metric: Metric[Any]) -> tuple[list[float], list[float]]:
+    """Epochs whose records have `metric` of `weights` ("raw" or "ema"), and its values in percent."""
+    points = [(record["epoch"], metric.number(record[weights])) for record in epochs]
+    points = [(epoch, value) for epoch, value in points if not math.isnan(value)]
+    return [float(epoch) for epoch, _ in points], [value for _, value in points]
 
 
 def legend(axes: Axes, handles: Sequence[Artist]) -> None:
@@ -144,7 +150,7 @@ def _draw_loss(axes: Axes, steps: Sequence[Record]) -> None:
 def _draw_accuracy(axes: Axes, epochs: Sequence[Record]) -> None:
     points = []
     for weights, name, color in (("raw", "raw", RAW), ("ema", "EMA", EMA)):
-        x, top_1 = top_1_curve(epochs, weights)
+        x, top_1 = metric_curve(epochs, weights, TOP_1)
         if x:
             axes.plot(x, top_1, color=color, linewidth=2, marker=marker(x), label=f"{name} weights")
         points += [(record[weights], record["epoch"], name) for record in epochs if record[weights]]
@@ -152,10 +158,28 @@ def _draw_accuracy(axes: Axes, epochs: Sequence[Record]) -> None:
         note(axes, "no evaluation yet")
         return
     counts, epoch, name = best_point(points)
-    best = accuracy_percent(counts, 1)
+    best = TOP_1.number(counts)
     text = f"best {best:.3f} % ({name}, epoch {epoch:g})"
     axes.plot([epoch], [best], "o", color=BEST, fillstyle="none", markersize=14, label=text)
     legend(axes, axes.get_lines())
+    _draw_other_metrics(axes, epochs)
+
+
+def _draw_other_metrics(axes: Axes, epochs: Sequence[Record]) -> None:
+    """In the colors of the weights; the style of the line tells the metrics apart, in a legend within the panel."""
+    handles: list[Artist] = []
+    others = [metric for metric in shown_in(CURVES) if metric is not TOP_1]
+    for metric, style in zip(others, itertools.cycle(OTHER_METRICS), strict=False):
+        curves = [(*metric_curve(epochs, weights, metric), color) for weights, color in (("raw", RAW), ("ema", EMA))]
+        for x, values, color in curves:
+            if x:
+                axes.plot(x, values, color=color, linestyle=style, marker=marker(x), markersize=3)
+        if any(x for x, _, _ in curves):  # a run from before the metric was declared has none
+            handles.append(Line2D([], [], color="gray", linestyle=style, label=metric.label))
+    if handles:
+        labels = [str(handle.get_label()) for handle in handles]
+        axes.set_ylabel(f"{', '.join([TOP_1.label, *labels])} (%)")
+        axes.add_artist(Legend(axes, handles, labels, loc="lower right"))
 
 
 def best_point(points: Sequence[tuple[Record, float, str]]) -> tuple[Record, float, str]:

@@ -11,7 +11,8 @@ finite) and `overflowed_steps` (left out by fp16's gradient scaler) count from t
 
 `step` is the number of optimizer steps done and `epoch` the number of epochs done, so epoch = step / steps_per_epoch:
 a fraction in a step record, a whole number from 1 on in an epoch record. `raw` and `ema` are the integer counts of one
-evaluation, {"top_1_correct", "top_5_correct", "n"}, or null where there was none.
+evaluation, {"n", "top_1_correct", "top_5_correct"}, with the metrics of `training.evaluation.metrics` by name, or null
+where there was none. A record has the metrics that were declared when it was written.
 
 JSON has no NaN or infinity. Such a number is written as null, and the record names it and says what it was:
 {"loss": null, "nonfinite": {"loss": "nan"}}. A null that "nonfinite" does not name was never measured.
@@ -155,11 +156,6 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
 def write_summary(path: str | os.PathLike[str], summary: Mapping[str, Any]) -> None:
     """Write `summary` as readable JSON, whole or not at all."""
     write_atomically(path, _dump(summary, indent=2).encode() + b"\n")
-
-
-def accuracy_percent(counts: Mapping[str, Any] | None, k: int) -> float:
-    """Top-k accuracy in percent from the integer counts of a record; NaN where there was no evaluation."""
-    return 100.0 * counts[f"top_{k}_correct"] / counts["n"] if counts else math.nan
 
 
 def goodness(counts: Mapping[str, Any]) -> tuple[int, float]:

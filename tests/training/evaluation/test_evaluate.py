@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 from torch import nn
 
 from tests.training.evaluation.evaluate_two_ranks import (
@@ -20,7 +20,8 @@ from tests.training.evaluation.evaluate_two_ranks import (
     make_samples,
     preprocess,
 )
-from training.evaluation.evaluate import EvaluationResult, evaluate
+from training.evaluation.evaluate import evaluate
+from training.evaluation.metrics import EvaluationResult
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,7 +31,7 @@ def plain_loop(model, images, labels):
     model = model.eval()
     n = top_1 = top_5 = 0
     loss = 0.0
-    class_correct, class_total = [0] * NUM_CLASSES, [0] * NUM_CLASSES
+    class_correct, class_total, class_predicted = ([0] * NUM_CLASSES for _ in range(3))
     confusion = [[0] * NUM_CLASSES for _ in range(NUM_CLASSES)]
     for image, label in zip(images, labels.tolist(), strict=True):
         with torch.no_grad():
@@ -44,9 +45,10 @@ def plain_loop(model, images, labels):
         top_1 += order[0] == label
         top_5 += label in order[:5]
         class_correct[label] += order[0] == label
+        class_predicted[order[0]] += 1
         confusion[label][order[0]] += 1
         loss += math.log(sum(math.exp(logit - logits[label]) for logit in logits))
-    return EvaluationResult(n, top_1, top_5, loss, class_correct, class_total, confusion)
+    return EvaluationResult(n, top_1, top_5, loss, class_correct, class_total, class_predicted, confusion)
 
 
 def assert_equal(result, expected):
@@ -104,7 +106,6 @@ def test_confusion_matrix_is_sklearns():
         predictions = make_models()["raw"].eval()(preprocess(images)).logits.argmax(1)
     expected = confusion_matrix(labels, predictions, labels=range(NUM_CLASSES))
     assert result.confusion == expected.tolist()
-    assert result.class_accuracy == pytest.approx((expected.diagonal() / expected.sum(1)).tolist())
     assert sum(result.class_total) == 65
 
 
@@ -171,9 +172,8 @@ def test_evaluation_leaves_statistics_and_gradients_alone():
 
 def test_the_line_is_the_published_one():
     """TinyNet-C's released weights on ImageNet, in timm's results table: 71.214."""
-    result = EvaluationResult(50000, 35607, 44873, 60000.0, [35607], [50000])
-    assert result.line() == "top-1 35607/50000 = 71.214 %"
-    assert f"{result}" == result.line()
+    result = EvaluationResult(50000, 35607, 44873, 60000.0, [35607], [50000], [50000])
+    assert f"{result}" == "top-1 35607/50000 = 71.214 %"
     assert result.to_dict() == {
         "n": 50000,
         "top_1_correct": 35607,
@@ -181,12 +181,58 @@ def test_the_line_is_the_published_one():
         "top_1": 0.71214,
         "top_5": 0.89746,
         "loss": 1.2,
+        "macro_f1": 0.71214,
     }
     json.dumps(result.to_dict())
 
 
-def test_a_class_without_images_has_no_accuracy():
-    assert EvaluationResult(2, 1, 2, 0.0, [1, 0], [2, 0]).class_accuracy == [0.5, None]
+def assert_scores_are_sklearns(result, labels, predictions):
+    """Whole and by class; a class that was never predicted has no precision, where scikit-learn has 0."""
+    assert dict(result.metrics())["macro_f1"] == pytest.approx(
+        f1_score(labels, predictions, average="macro", zero_division=0), rel=1e-12
+    )
+    keys = ("precision", "recall", "f1", "n")
+    columns = precision_recall_fscore_support(labels, predictions, labels=range(NUM_CLASSES), zero_division=math.nan)
+    expected = {str(index): row for index, row in enumerate(zip(*columns, strict=True)) if row[-1]}
+    rows = {row["class"]: row for row in result.per_class([str(index) for index in range(NUM_CLASSES)])}
+    assert list(rows) == list(expected)
+    for name, row in rows.items():
+        shown = [math.nan if row[key] is None else row[key] for key in keys]
+        assert shown == pytest.approx(expected[name], rel=1e-12, nan_ok=True)
+        assert row["predicted"] == (predictions == int(name)).sum()
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_precision_recall_and_f1_are_sklearns_on_one_rank_and_on_two(two_ranks, n):
+    """Few of 7 classes among few images: some have no image, some are never predicted, some both."""
+    images, labels = make_samples(n)
+    results = run(make_models(), images, labels)
+    for name in ("raw", "ema"):  # where a logit is a NaN, scikit-learn knows no prediction
+        with torch.no_grad():
+            predictions = make_models()[name].eval()(preprocess(images)).logits.argmax(1)
+        assert_scores_are_sklearns(results[name], labels.numpy(), predictions.numpy())
+        assert_scores_are_sklearns(EvaluationResult(**two_ranks[str(n)][name]), labels.numpy(), predictions.numpy())
+
+
+def test_the_samples_hold_classes_without_images_and_classes_that_are_never_predicted(two_ranks):
+    """And both at once: what the test before compares is worth it."""
+    seen = set()
+    for n in SIZES:
+        for counts in EvaluationResult(**two_ranks[str(n)]["raw"]).class_counts:
+            seen.add((counts.n > 0, counts.predicted > 0))
+    assert seen == {(True, True), (True, False), (False, True), (False, False)}
+
+
+def test_an_image_without_a_prediction_costs_recall_and_no_precision():
+    """Three images, of which the one of class 1 has a NaN among its logits: classes 0, 1, 0 are predicted 0, -, 1."""
+    result = EvaluationResult(3, 1, 2, math.nan, [1, 0], [2, 1], [1, 1])
+    rows = {row["class"]: row for row in result.per_class(["a", "b"])}
+    assert rows["a"] == {"class": "a", "top_1_correct": 1, "n": 2, "predicted": 1, **scores(1 / 2, 1, 2 / 3)}
+    assert rows["b"] == {"class": "b", "top_1_correct": 0, "n": 1, "predicted": 1, **scores(0, 0, 0)}
+
+
+def scores(recall, precision, f1):
+    return {"recall": recall, "precision": precision, "f1": f1}
 
 
 def test_low_precision_logits_are_counted_as_they_are():

@@ -25,7 +25,9 @@ class Clock:
 
 
 def epoch_record(epoch: int, top_1: tuple[int, int] | None = (300, 200), **changes) -> dict:
-    raw, ema = [{"top_1_correct": k, "top_5_correct": k + 100, "n": 1000} for k in top_1] if top_1 else (None, None)
+    raw, ema = (None, None)
+    if top_1:
+        raw, ema = [{"top_1_correct": k, "top_5_correct": k + 100, "n": 1000, "macro_f1": 0.25} for k in top_1]
     record = {
         "kind": "epoch",
         "epoch": epoch,
@@ -226,12 +228,12 @@ def test_each_epoch_is_a_row_under_its_headings():
     legend, *table = stream.getvalue().splitlines()
     assert legend.startswith("* best so far")
     assert table == [
-        "  epoch train loss       lr top-1 raw top-1 EMA  top-5 images/s wait %    time",
-        "  1/450     2.3457   0.0465    30.00*    20.00   40.00    5,210    3.1 0:04:12",
-        "  2/450     2.3457   0.0465    30.00     71.20*  81.20    5,210    3.1 0:04:12",
-        "  3/450     2.3457   0.0465    30.10     71.10   81.10    5,210    3.1 0:04:12",
-        "  4/450     2.3457   0.0465        -         -       -        -    3.1 0:04:12",
-        "450/450        nan 0.000161    90.00     90.00  100.00    5,210    3.1 0:04:12",
+        "  epoch   loss      lr top-1 raw     EMA  top-5 macro-F1 images/s  wait    time",
+        "  1/450  2.346   0.046    30.00*  20.00   40.00    25.00    5,210   3.1 0:04:12",
+        "  2/450  2.346   0.046    30.00   71.20*  81.20    25.00    5,210   3.1 0:04:12",
+        "  3/450  2.346   0.046    30.10   71.10   81.10    25.00    5,210   3.1 0:04:12",
+        "  4/450  2.346   0.046        -       -       -        -        -   3.1 0:04:12",
+        "450/450    nan 0.00016    90.00   90.00  100.00    25.00    5,210   3.1 0:04:12",
     ]
     assert max(map(len, table)) < 80
 
@@ -239,7 +241,7 @@ def test_each_epoch_is_a_row_under_its_headings():
 def test_among_equal_counts_the_smaller_loss_has_the_star():
     """As in train.py: those weights are the ones in best/."""
     counts = {"top_1_correct": 300, "top_5_correct": 900, "n": 1000}
-    for raw_loss, ema_loss, row in ((2.5, 2.4, "30.00     30.00* "), (2.4, 2.5, "30.00*    30.00  ")):
+    for raw_loss, ema_loss, row in ((2.5, 2.4, "30.00   30.00* "), (2.4, 2.5, "30.00*  30.00  ")):
         stream = io.StringIO()
         display = TrainingDisplay(100, 100, 32, 1, stream=stream)
         both = {"raw": counts | {"loss": raw_loss}, "ema": counts | {"loss": ema_loss}}
@@ -254,7 +256,7 @@ def test_headings_are_never_more_than_a_screen_away():
         display.message("a line of something else")
         display.epoch(epoch_record(epoch), is_best=False)
     lines = stream.getvalue().splitlines()
-    headings = [number for number, line in enumerate(lines) if line.startswith("  epoch train loss")]
+    headings = [number for number, line in enumerate(lines) if line.startswith("  epoch   loss")]
     assert len(headings) > 5
     assert max(b - a for a, b in zip(headings, [*headings[1:], len(lines)], strict=True)) <= 24
     assert sum("best so far" in line for line in lines) == 1
@@ -284,7 +286,7 @@ def test_on_a_terminal_the_rows_stand_above_one_bar(columns):
     screen = screen_of(train, columns)
 
     assert screen[0].startswith("* best so far")
-    assert screen[1] == "  epoch train loss       lr top-1 raw top-1 EMA  top-5 images/s wait %    time"
+    assert screen[1] == "  epoch   loss      lr top-1 raw     EMA  top-5 macro-F1 images/s  wait    time"
     assert [line.split()[0] for line in screen[2:5]] == ["1/3", "2/3", "3/3"]
     assert screen[5] == "Done."
     (bar,) = screen[6:]

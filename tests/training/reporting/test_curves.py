@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 import subprocess
@@ -8,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+from matplotlib.legend import Legend
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from training.evaluation.metrics import TOP_1
+from training.reporting import curves
 from training.reporting.console import SmoothedLoss, StepTimer
-from training.reporting.curves import ALARM, EMA, LR, RAW, SPEED, best_point, column, save_curves, top_1_curve
+from training.reporting.curves import ALARM, EMA, LR, RAW, SPEED, best_point, column, metric_curve, save_curves
 from training.reporting.metrics import MetricsLog, read_metrics
 
 ROOT = Path(__file__).parents[3]
@@ -69,7 +73,7 @@ def train_digits(folder: Path, epochs: int, evaluate: bool = True, poisoned_step
 
 
 def panels_of(png: Path) -> dict[str, np.ndarray]:
-    """The four quarters of a picture that is a PNG of 1600 x 1000 pixels."""
+    """The four quarters of a PNG of 1600 x 1000 pixels."""
     with Image.open(png) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB"))
@@ -129,6 +133,26 @@ def test_a_staircase_is_drawn_with_level_steps(tmp_path):
     assert (heights[False] > 50).sum() == 0
 
 
+def test_another_metric_is_drawn_where_the_log_has_it(drawn_run, tmp_path, monkeypatch):
+    """A run that resumed after macro-F1 was declared has none of its first epochs."""
+    records = read_metrics(drawn_run / "metrics.jsonl")
+    for record in records:
+        if record["kind"] == "epoch" and record["epoch"] > 2:
+            record["raw"]["macro_f1"], record["ema"]["macro_f1"] = record["epoch"] / 10, record["epoch"] / 20
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    drawn = []
+    monkeypatch.setattr(curves, "write_png", lambda figure, path: drawn.append(figure.axes[1]))
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    save_curves(drawn_run / "metrics.jsonl", tmp_path / "curves.png")
+    with_it, without = drawn
+    lines = {line.get_color(): line for line in with_it.get_lines() if line.get_linestyle() == ":"}
+    for color, values in ((RAW, [30, 40, 50]), (EMA, [15, 20, 25])):
+        assert lines[color].get_xydata().tolist() == [[3, values[0]], [4, values[1]], [5, values[2]]]
+    assert [axes.get_ylabel() for axes in drawn] == ["top-1, macro-F1 (%)", "top-1 (%)"]
+    assert [len(axes.findobj(Legend)) for axes in drawn] == [2, 1]
+    assert not any(line.get_linestyle() == ":" for line in without.get_lines())
+
+
 def test_one_epoch_shows_as_points(tmp_path):
     save_curves(train_digits(tmp_path, epochs=1), tmp_path / "curves.png")
     panels = panels_of(tmp_path / "curves.png")
@@ -166,7 +190,7 @@ def test_a_run_without_any_record_is_drawn(tmp_path):
     assert pixels_in(panels_of(tmp_path / "curves.png")["loss"], RAW) == 0
 
 
-def test_the_picture_ignores_matplotlib_settings_and_leaves_pyplot_alone(drawn_run, tmp_path):
+def test_the_image_ignores_matplotlib_settings_and_leaves_pyplot_alone(drawn_run, tmp_path):
     program = f"""
 import sys, matplotlib
 from training.reporting.curves import save_curves
@@ -187,14 +211,14 @@ def test_the_drawn_numbers_are_those_of_the_records(tmp_path):
     losses = column(steps, "loss")
     assert math.isnan(losses[1]) and losses[2] == steps[2]["loss"]
     assert column(epochs, "time_shares", "data") == [record["time_shares"]["data"] for record in epochs]
-    x, top_1 = top_1_curve(epochs, "ema")
+    x, top_1 = metric_curve(epochs, "ema", TOP_1)
     assert x == [1, 2, 3, 4]
     assert top_1 == pytest.approx([record["ema"]["top_1_correct"] / 3.97 for record in epochs])
-    assert top_1_curve([epochs[0] | {"raw": None}, epochs[1]], "raw")[0] == [2]
+    assert metric_curve([epochs[0] | {"raw": None}, epochs[1]], "raw", TOP_1)[0] == [2]
 
 
 def test_the_best_among_equals_is_the_one_that_train_keeps():
-    """train.py keeps what is right most often, and among equals what has the smaller loss."""
+    """train.py keeps the weights with the most correct images, and among equals those of the smaller loss."""
     points = [
         ({"top_1_correct": 9, "loss": loss, "n": 10}, epoch, "raw") for epoch, loss in enumerate([0.3, 0.1, 0.2])
     ]

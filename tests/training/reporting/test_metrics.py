@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.reporting.metrics import MetricsLog, accuracy_percent, read_metrics, write_atomically, write_summary
+from training.reporting.metrics import MetricsLog, read_metrics, write_atomically, write_summary
 
 ROOT = Path(__file__).parents[3]
 
@@ -223,8 +223,3 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError):
         write_atomically(tmp_path / "summary.json", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
-
-
-def test_accuracy_is_the_published_figure_of_the_counts():
-    assert f"{accuracy_percent({'top_1_correct': 35607, 'n': 50000}, 1):.3f}" == "71.214"
-    assert math.isnan(accuracy_percent(None, 1))

@@ -1,4 +1,4 @@
-"""The rank of the right class among the logits: the one definition of top-k here.
+"""The rank of an image's own class among the logits: the one definition of top-k here.
 
 It stands alone so that the trainer need not import the `evaluate` library, which takes seconds, and beside the metric
 so that `evaluate.load` copies both.
@@ -8,10 +8,10 @@ import torch
 
 
 def target_ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How many classes are placed before each row's label: a row is right at top-k if its rank is below k.
+    """How many classes are placed before each row's label: a row is correct at top-k if its rank is below k.
 
     Larger logits come first, equal ones in the order of their index: a rank does not depend on a sorting algorithm.
-    A row that holds a NaN says nothing: its rank is K, wrong at any k.
+    A row that holds a NaN predicts nothing: its rank is K, wrong at any k.
 
     Args:
         logits: (B, K) floating point.

@@ -7,14 +7,14 @@ import torch
 from .target_ranks import target_ranks
 
 _DESCRIPTION = """\
-Top-1 and top-5 accuracy from logits, as the number of right answers and as fractions. With fewer than five classes
+Top-1 and top-5 accuracy from logits, as counts of correct predictions and as fractions. With fewer than five classes
 top-5 is top-K. Equal logits are ordered by their class index; a row with a NaN counts as wrong.
 """
 
 _INPUTS = """
 Args:
     predictions: logits, one row of K floats for each sample.
-    references: the right class of each sample, in [0, K).
+    references: the class of each sample, in [0, K).
 Returns:
     top_1_correct, top_5_correct, n: integers.
     top_1, top_5: fractions of n.

@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from training.evaluation.evaluate import EvaluationResult
+from training.evaluation.metrics import EvaluationResult
 from training.reporting.curves import LITERAL_TEXT, write_png
 
 MAX_NAMED_CLASSES = 30  # more names would overlap

@@ -5,8 +5,8 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from training.evaluation import confusion
-from training.evaluation.confusion import Panel, save_confusion
+from training.reporting import confusion
+from training.reporting.confusion import Panel, save_confusion
 
 
 def result(counts, without_prediction=0):

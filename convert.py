@@ -7,14 +7,13 @@ checkpoint holds is taken as published: BatchNorm's eps, and the preprocessing; 
 is in the file. MindSpore is not needed, and code in a pickle never runs.
 """
 
-import argparse
 import hashlib
 import math
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -25,9 +24,8 @@ from conversion.checkpoint import COUNTER, Checkpoint, ConversionError
 from conversion.mindspore import read_mindspore
 from conversion.pytorch import is_model_folder, read_pickled, read_safetensors
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
+from training.command import CommandParser, run_command
 from training.data.class_names import read_class_names
-from training.errors import DataError
-from training.system.terminal import escape_what_stdout_lacks
 
 WEIGHTS_FILE = "model.safetensors"
 MAX_NAMED_TENSORS = 3  # in an error
@@ -320,13 +318,8 @@ def report_settings(config: TinyNetConfig, stated: dict[str, Any]) -> None:
 # Command line
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")  # one sentence, as train.py and eval.py have it
-
-
-def build_parser() -> Parser:
-    parser = Parser(
+def build_parser() -> CommandParser:
+    parser = CommandParser(
         description=__doc__.partition("\n")[0],
         epilog="Exit code 2: the checkpoint cannot be converted, and nothing was written.",
     )
@@ -349,17 +342,11 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    options = parser.parse_args(argv)
+def main(argv: Sequence[str]) -> None:
+    options = build_parser().parse_args(argv)
     logging.disable_progress_bar()  # of the reading back
-    sys.stdout.reconfigure(errors="backslashreplace")  # a class name or folder that the terminal cannot show
-    try:
-        convert(options.checkpoint, options.folder, options.class_names, options.image_size, options.ema)
-    except (ConversionError, DataError) as error:
-        parser.error(str(error))
+    convert(options.checkpoint, options.folder, options.class_names, options.image_size, options.ema)
 
 
 if __name__ == "__main__":
-    escape_what_stdout_lacks()
-    main()
+    sys.exit(run_command(main, sys.argv[1:]))

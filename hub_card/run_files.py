@@ -6,11 +6,13 @@ from typing import Any
 
 import yaml
 
+from training.errors import UserError
+
 LARGEST = 20_000_000  # bytes of a file that is published
 LARGEST_OF = {"best/model.safetensors": 1_000_000_000, "metrics.jsonl": 200_000_000}
 
 
-class PublishError(ValueError):
+class PublishError(UserError, ValueError):
     """A run cannot be published. The message is one sentence and says what to do."""
 
 

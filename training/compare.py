@@ -3,7 +3,6 @@
 Usage: python -m training.compare runs/a runs/b [--output compare.png]
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ from typing import Any
 import yaml
 from matplotlib.lines import Line2D
 
+from training.command import CommandParser, run_command
+from training.errors import RunError
 from training.reporting.console import format_duration, format_speed
 from training.reporting.curves import (
     column,
@@ -26,7 +27,6 @@ from training.reporting.curves import (
     write_png,
 )
 from training.reporting.metrics import Record, accuracy_percent, read_metrics
-from training.system.terminal import escape_what_stdout_lacks
 
 SUMMARY_KEYS = ("model", "dataset", "num_validation", "epochs", "images_per_s", "elapsed_s")
 BOOKKEEPING = ("run_name", "output_dir", "resume")  # recipe keys that say where a run lies, not what it did
@@ -47,23 +47,23 @@ def load_run(folder: Path, name: str) -> Run:
     """Read `summary.json`, `recipe.yaml` and `metrics.jsonl` of a run's folder.
 
     Raises:
-        ValueError: the folder or one of the files is missing or damaged; the sentence names it.
+        RunError: the folder or one of the files is missing or damaged; the sentence names it.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give the folder of a run, such as runs/tinynet_c")
+        raise RunError(f"{folder} is not a folder; give the folder of a run, such as runs/tinynet_c")
     for file in ("summary.json", "recipe.yaml", "metrics.jsonl"):
         if not (folder / file).is_file():
-            raise ValueError(f"{folder} has no {file}; a run writes it, summary.json when it ends")
+            raise RunError(f"{folder} has no {file}; a run writes it, summary.json when it ends")
     try:
         summary = json.loads((folder / "summary.json").read_bytes())
         recipe = yaml.safe_load((folder / "recipe.yaml").read_bytes())
     except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{folder} has a damaged summary.json or recipe.yaml: {reason}") from error
+        raise RunError(f"{folder} has a damaged summary.json or recipe.yaml: {reason}") from error
     if not isinstance(summary, dict) or not set(SUMMARY_KEYS) <= set(summary):
-        raise ValueError(f"{folder / 'summary.json'} must have the keys {', '.join(SUMMARY_KEYS)}")
+        raise RunError(f"{folder / 'summary.json'} must have the keys {', '.join(SUMMARY_KEYS)}")
     if not isinstance(recipe, dict):
-        raise ValueError(f"{folder / 'recipe.yaml'} must hold a mapping of recipe keys to values")
+        raise RunError(f"{folder / 'recipe.yaml'} must hold a mapping of recipe keys to values")
     records = read_metrics(folder / "metrics.jsonl")
     steps = [record for record in records if record["kind"] == "step"]
     epochs = [record for record in records if record["kind"] == "epoch"]
@@ -138,25 +138,27 @@ def save_comparison(runs: Sequence[Run], png_path: Path) -> None:
         write_png(figure, png_path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the comparison and write its plot. Returns the exit code: 0, or 2 after one sentence on an error."""
-    parser = argparse.ArgumentParser(prog="python -m training.compare", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str]) -> None:
+    """Print the comparison and write its plot.
+
+    Raises:
+        RunError: a run is not whole, or the plot cannot be written.
+    """
+    parser = CommandParser(prog="python -m training.compare", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--output", type=Path, default=Path("compare.png"), help="the plot (default: %(default)s)")
     arguments = parser.parse_args(argv)
     folder_names = [folder.resolve().name for folder in arguments.runs]
     names = folder_names if len(set(folder_names)) == len(folder_names) else map(str, arguments.runs)
+    if not arguments.output.parent.is_dir():
+        raise RunError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
+    runs = [load_run(folder, name) for folder, name in zip(arguments.runs, names, strict=True)]
+    print(comparison(runs))
     try:
-        if not arguments.output.parent.is_dir():
-            raise ValueError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
-        runs = [load_run(folder, name) for folder, name in zip(arguments.runs, names, strict=True)]
-        print(comparison(runs))
         save_comparison(runs, arguments.output)
-    except (OSError, ValueError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        raise RunError(f"--output {arguments.output} cannot be written: {error.strerror or error}") from error
     print(f"\nThe curves are in {arguments.output}.")
-    return 0
 
 
 def _line_widths(curves: Sequence[tuple[list[float], list[float]]]) -> list[float]:
@@ -198,5 +200,4 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    escape_what_stdout_lacks()
-    sys.exit(main())
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -17,6 +17,8 @@ REPLACEMENT_TRIES = 10  # others to take in the place of an image that cannot be
 class LabelError(DataError):
     """A sample's label is none of the dataset's classes."""
 
+    told_by = "each"
+
 
 def make_sample(
     image: dict[str, Any], label: int, transform: Transform, num_classes: int, key: tuple[int, int, int]

@@ -16,13 +16,17 @@ import pytest
 
 from training.audit import audit
 from training.audit import summary as audit_summary
-from training.audit.audit import main
 from training.audit.summary import IMAGE, Audited, ImageFacts, audit_split, read_facts
+from training.command import run_command
 from training.config.arguments import DATA_FLAGS
 from training.config.train_config import FIELDS
 from training.data.decoding import ImageDecodeError, decode_rgb
 
 ROOT = Path(__file__).parents[3]
+
+
+def main(arguments):
+    return run_command(audit.main, arguments)
 
 
 def noise(width, height, mode="RGB", seed=0):

@@ -7,10 +7,9 @@ checkpoint holds is taken as published: BatchNorm's eps, and the preprocessing; 
 is in the file. MindSpore is not needed, and code in a pickle never runs.
 """
 
-import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from transformers.utils import logging
 
@@ -20,9 +19,8 @@ from conversion.network import build, configure, recognize
 from conversion.output import WEIGHTS_FILE, write_or_nothing
 from conversion.pytorch import is_model_folder, read_pickled, read_safetensors
 from conversion.report import report
+from training.command import CommandParser, run_command
 from training.data.class_names import read_class_names
-from training.errors import DataError
-from training.system.terminal import escape_what_stdout_lacks
 
 
 def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
@@ -92,13 +90,8 @@ def convert(
 # Command line
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")  # one sentence, as train.py and eval.py have it
-
-
-def build_parser() -> Parser:
-    parser = Parser(
+def build_parser() -> CommandParser:
+    parser = CommandParser(
         description=__doc__.partition("\n")[0],
         epilog="Exit code 2: the checkpoint cannot be converted, and nothing was written.",
     )
@@ -121,16 +114,11 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    options = parser.parse_args(argv)
+def main(argv: Sequence[str]) -> None:
+    options = build_parser().parse_args(argv)
     logging.disable_progress_bar()  # of the reading back
-    escape_what_stdout_lacks()  # in a class name or folder
-    try:
-        convert(options.checkpoint, options.folder, options.class_names, options.image_size, options.ema)
-    except (ConversionError, DataError) as error:
-        parser.error(str(error))
+    convert(options.checkpoint, options.folder, options.class_names, options.image_size, options.ema)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main, sys.argv[1:]))

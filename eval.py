@@ -8,33 +8,30 @@ Under `torchrun` or `accelerate launch` each process evaluates its share of the 
 import argparse
 import dataclasses
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from training.command import CommandParser, run_command
 from training.config.arguments import add_data_flags, fraction, input_file, nonempty, output_file, whole_number
 from training.config.train_config import FIELDS, default_num_workers
-from training.data.decoding import ImageDecodeError
 from training.data.sources import Splits, is_folder_of_classes, load_splits, num_samples
 from training.errors import DataError
 from training.evaluation.evaluate import evaluate
 from training.evaluation.metrics import CLASS_METRICS, TABLE, EvaluationResult, shown_in
 from training.evaluation.saved_models import Model, load_model, with_classes_of
 from training.loading.loaders import build_dataset, build_eval_loader
-from training.loading.workers import end_workers
-from training.modeling.build import ModelError
+from training.loading.workers import workers_lost
 from training.reporting.metrics import write_summary
 from training.reporting.text_table import aligned
 from training.system.memory import keep_freed_memory
-from training.system.terminal import escape_what_stdout_lacks
 from training.transforms.device_transforms import DeviceTransform
 from training.transforms.preprocessing import Preprocessing
 
@@ -234,14 +231,9 @@ def device(text: str) -> str:
     return text
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # One sentence from one process, as from train.py.
-        self.exit(2, f"error: {message}\n" if int(os.environ.get("RANK", 0)) == 0 else None)
-
-
-def build_parser() -> Parser:
-    parser = Parser(
+def build_parser() -> CommandParser:
+    parser = CommandParser(
+        launched=True,
         description=__doc__.partition("\n")[0],
         epilog="Images are resized, cropped and normalized by every setting of each model's image processor, as in "
         "transformers' pipelines. Models that agree on that, and on the number of labels, share one pass over the "
@@ -284,7 +276,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.json and options.json == options.confusion:
@@ -298,13 +290,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     num_workers = options.num_workers
     if num_workers is None:
         num_workers = default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    try:
-        models = [load_model(name, accelerator.device) for name in dict.fromkeys(options.models)]
-        with accelerator.main_process_first():  # the others find datasets' cache filled
-            data = load_data(options)
-        models = [with_classes_of(data.class_names, model) for model in models]
-    except (ModelError, DataError) as error:
-        parser.error(str(error))
+    models = [load_model(name, accelerator.device) for name in dict.fromkeys(options.models)]
+    with accelerator.main_process_first():  # the others find datasets' cache filled
+        data = load_data(options)
+    models = [with_classes_of(data.class_names, model) for model in models]
 
     if accelerator.is_main_process:
         print_what_is_evaluated(data, models)
@@ -313,21 +302,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for model in models:
         alike.setdefault((model.preprocessing, len(model.labels)), []).append(model)
     evaluated = []
-    try:
-        for group in alike.values():
-            evaluated += evaluate_together(
-                group,
-                data,
-                accelerator,
-                batch_size=options.batch_size,
-                num_workers=num_workers,
-                confusion=options.confusion is not None,
-            )
-    except (DataError, ImageDecodeError) as error:
-        # From whichever process has that image. One from a loader's worker begins with the worker's traceback.
-        sentence = re.sub(r"^[\w.]+Error: ", "", str(error).strip().splitlines()[-1])
-        print(f"error: {sentence}", file=sys.stderr)
-        sys.exit(2)
+    for group in alike.values():
+        evaluated += evaluate_together(
+            group,
+            data,
+            accelerator,
+            batch_size=options.batch_size,
+            num_workers=num_workers,
+            confusion=options.confusion is not None,
+        )
 
     if accelerator.is_main_process:
         write_results(evaluated, data, options, accelerator)
@@ -335,8 +318,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    escape_what_stdout_lacks()
-    try:
-        main()
-    finally:
-        end_workers()
+    sys.exit(run_command(main, sys.argv[1:], launched=True, recognize=workers_lost))

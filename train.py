@@ -21,10 +21,8 @@ if __name__ == "__main__":  # before the other imports, which take ten seconds, 
     end_with_launcher()
 
 import dataclasses
-import errno
 import math
 import os
-import re
 import sys
 import time
 import warnings
@@ -40,31 +38,31 @@ from accelerate.utils import broadcast_object_list, gather_object
 from hub_card.push import check_rights, publish_run
 from hub_card.run import PublishError
 from modeling_tinynet import TinyNetImageProcessor, __version__
+from training.command import run_command
 from training.config.train_config import default_num_workers, parse_config, skip_limit
-from training.data.decoding import ImageDecodeError
 from training.data.fingerprint import FILE_SIZES, data_fingerprint, file_sizes
 from training.data.sources import load_splits, num_samples
 from training.doctor.diagnosis import diagnose
 from training.engine.accelerator import build_accelerator
-from training.engine.agreement import GO_ON, SAVE, STOP, agree, peer_lost
+from training.engine.agreement import GO_ON, SAVE, STOP, agree
+from training.engine.failures import ending_of
 from training.engine.long_steps import LongSteps
 from training.engine.nonfinite import MOST_OVERFLOWS_IN_A_ROW, overflow, ways_on
-from training.errors import DataError
+from training.errors import RunError
 from training.evaluation.evaluate import evaluate
 from training.evaluation.metrics import card_metrics
 from training.explain import explain_run, lr_schedule, warmup_remark
 from training.loading.loaders import build_dataset, build_eval_loader, build_train_loader
-from training.loading.samples import LabelError
 from training.loading.sampling import TrainingPlan
-from training.loading.streaming import EmptyStreamError, StreamPositions
-from training.loading.workers import batches_in_time, end_workers, workers_lost
+from training.loading.streaming import StreamPositions
+from training.loading.workers import batches_in_time
 from training.modeling.batch_norm import (
     average_batch_norm_statistics,
     batch_norm_statistics,
     check_batch_size,
     set_batch_norm_statistics,
 )
-from training.modeling.build import ModelError, build_model, model_config
+from training.modeling.build import build_model, model_config
 from training.modeling.ema import ExponentialMovingAverage
 from training.optim.loss import smoothed_targets, soft_cross_entropy
 from training.optim.optimizer import build_optimizer
@@ -75,9 +73,7 @@ from training.run.checkpoint import CheckpointError, optimizer_tensors, save_che
 from training.run.progress import Progress, weights_sha256
 from training.run.resume import is_branch, read_checkpoint, restore
 from training.run.run_folder import (
-    RunError,
     default_run_name,
-    mistakes_as_run_errors,
     open_run,
     print_result,
     save_model_folder,
@@ -86,16 +82,10 @@ from training.run.run_folder import (
 from training.run.run_lock import RunFolderInUse, RunLock
 from training.run.same_run import check_same_run
 from training.run.save_schedule import SaveSchedule
-from training.system.compiler_cache import (
-    distrust_compiler_cache,
-    name_compiler_cache,
-    remove_compiler_cache,
-    use_compiler_cache,
-)
+from training.system.compiler_cache import distrust_compiler_cache, remove_compiler_cache, use_compiler_cache
 from training.system.environment import environment, machine
-from training.system.interruption import EXIT_CODE, Interrupted, Interruption
+from training.system.interruption import Interrupted, Interruption
 from training.system.memory import keep_freed_memory
-from training.system.terminal import escape_what_stdout_lacks
 from training.transforms.augmentation import EvalTransform, TrainTransform
 from training.transforms.device_transforms import DeviceTransform
 
@@ -115,8 +105,7 @@ def main(argv: list[str]) -> None:
     device, rank, num_processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     is_main = accelerator.is_main_process
     config = dataclasses.replace(config, precision=accelerator.mixed_precision)
-    with mistakes_as_run_errors():
-        config.check_device(device.type)
+    config.check_device(device.type)
     # torch 2.14 renames an argument that Accelerate passes on by its old name.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     torch.backends.cudnn.benchmark = True
@@ -132,14 +121,13 @@ def main(argv: list[str]) -> None:
     # 3. Data. All ranks read at once: datasets locks its cache while one of them fills it.
     splits = load_splits(config.dataset, **config.source())
     num_classes, num_validation = len(splits.class_names), num_samples(splits.validation)
-    with mistakes_as_run_errors():
-        plan = TrainingPlan(
-            num_samples(splits.train),
-            config.global_batch_size,
-            config.per_device_batch_size,
-            num_processes,
-            config.drop_last,
-        )
+    plan = TrainingPlan(
+        num_samples(splits.train),
+        config.global_batch_size,
+        config.per_device_batch_size,
+        num_processes,
+        config.drop_last,
+    )
     total_steps = config.epochs * plan.steps_per_epoch
     if command_line.doctor:
         # Of all ranks at once, as they will train.
@@ -148,11 +136,10 @@ def main(argv: list[str]) -> None:
             print(diagnosis, flush=True)
 
     # 4. Model.
-    with mistakes_as_run_errors():
-        network_config = model_config(config.model, splits.class_names, **config.network())
-        synchronized = config.sync_batch_norm and num_processes > 1
-        check_batch_size(config.per_device_batch_size, network_config, synchronized=synchronized)
-        network, head = build_model(config.model, network_config, seed=config.seed)
+    network_config = model_config(config.model, splits.class_names, **config.network())
+    synchronized = config.sync_batch_norm and num_processes > 1
+    check_batch_size(config.per_device_batch_size, network_config, synchronized=synchronized)
+    network, head = build_model(config.model, network_config, seed=config.seed)
     if config.sync_batch_norm:
         network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -271,8 +258,7 @@ def main(argv: list[str]) -> None:
         total_steps, plan.steps_per_epoch, plan.global_batch_size, config.epochs, start_step, enabled=is_main
     )
     if is_main:
-        with mistakes_as_run_errors():
-            metrics = MetricsLog(run_folder / "metrics.jsonl")  # first: a start that is refused changes nothing
+        metrics = MetricsLog(run_folder / "metrics.jsonl")  # first: a start that is refused changes nothing
         write_atomically(run_folder / "recipe.yaml", config.to_yaml(__version__, progress.changes).encode())
         if state and state["settings"]["epochs"] != config.epochs:
             set_summary_aside(run_folder, state["settings"]["epochs"])
@@ -559,46 +545,10 @@ def main(argv: list[str]) -> None:
 
 
 def run(argv: list[str]) -> int:
-    """`main`, with a user's mistakes as one sentence. Returns the exit code."""
-    rank = int(os.environ.get("RANK", 0))
-    try:
-        main(argv)
-    except (ImageDecodeError, LabelError, EmptyStreamError) as mistake:  # on the rank that met the sample
-        # From a loader worker the error arrives as its traceback, whose last line is its name and sentence.
-        sentence = re.sub(r"^[\w.]+Error: ", "", str(mistake).strip().splitlines()[-1])
-        print(f"error: {sentence}", file=sys.stderr)
-        return 2
-    except Interrupted as interrupted:
-        if rank == 0:
-            print(interrupted, file=sys.stderr)
-        return EXIT_CODE
-    except KeyboardInterrupt:  # the second Ctrl-C
-        return 130
-    except (DataError, ModelError, RunError, CheckpointError) as mistake:  # on every rank of a node alike
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # each node may have its own reason
-            print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
-        return 2
-    except OSError as failure:
-        if failure.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        print(f"error: {failure}; what the run has saved is intact, and the same command resumes", file=sys.stderr)
-        return 2
-    except RuntimeError as failure:
-        if lost := peer_lost(failure):
-            print(
-                f"rank {rank} ends, because another rank has ended, which says why, or hangs: {lost}", file=sys.stderr
-            )
-        elif workers_lost(failure):
-            print(f"error: rank {rank}: {failure}", file=sys.stderr)
-        else:
-            name_compiler_cache(failure)
-            raise
-        return 2
-    finally:
-        end_workers()
-    return 0
+    """`main` as a command: the exit code, after one sentence where it is not 0."""
+    intact = "; what the run has saved is intact, and the same command resumes"
+    return run_command(main, argv, launched=True, disk_refuses=intact, recognize=ending_of)
 
 
 if __name__ == "__main__":
-    escape_what_stdout_lacks()
     sys.exit(run(sys.argv[1:]))

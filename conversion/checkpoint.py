@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from training.errors import UserError
+
 COUNTER = "num_batches_tracked"  # BatchNorm's, which PyTorch has had since 0.4.1 and MindSpore has not
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError, ValueError):
     """The checkpoint cannot be converted. The message is one sentence and says what is wrong with it."""
 
 

@@ -9,13 +9,11 @@ shows nothing of it before all is there. A card that was edited by hand on the H
 
 import argparse
 import difflib
-import io
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -24,6 +22,7 @@ from hub_card.collect import collect
 from hub_card.hub_errors import check_token, hub_errors
 from hub_card.run import is_repository_id, read_run
 from hub_card.run_files import PublishError
+from training.command import CommandParser, run_command
 
 # The Hub's identifiers, from its documentation (hub/repositories-licenses).
 LICENSES = Path(__file__).with_name("licenses.txt").read_text(encoding="utf-8").split()
@@ -135,11 +134,6 @@ def _is_generated(api: HfApi, repository: str, revision: str | None) -> bool:
 # Command line
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
 def repository_id(text: str) -> str:
     if not is_repository_id(text):
         raise argparse.ArgumentTypeError(
@@ -162,8 +156,8 @@ def ref_name(text: str) -> str:
     return text
 
 
-def build_parser() -> Parser:
-    parser = Parser(
+def build_parser() -> CommandParser:
+    parser = CommandParser(
         prog="python -m hub_card.push",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -186,30 +180,25 @@ def build_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.create_pr and options.tag:
         parser.error("--tag needs a commit on a branch, which --create_pr does not make")
-    try:
-        run = read_run(options.run)
-        card = model_card(run, options.repo, options.license)
-        files = collect(run, card)
-        if options.yes:
-            said = publish(
-                files,
-                options.repo,
-                private=options.private,
-                revision=options.revision,
-                create_pr=options.create_pr,
-                tag=options.tag,
-            )
-        else:
-            said = [card, tree(files), f"Nothing was uploaded: --yes uploads this to {options.repo}."]
-    except PublishError as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        parser.exit(130, "interrupted; the same command tries again\n")
+    run = read_run(options.run)
+    card = model_card(run, options.repo, options.license)
+    files = collect(run, card)
+    if options.yes:
+        said = publish(
+            files,
+            options.repo,
+            private=options.private,
+            revision=options.revision,
+            create_pr=options.create_pr,
+            tag=options.tag,
+        )
+    else:
+        said = [card, tree(files), f"Nothing was uploaded: --yes uploads this to {options.repo}."]
     print("\n".join(said))
 
 
@@ -222,6 +211,4 @@ def tree(files: dict[str, bytes | Path]) -> str:
 
 
 if __name__ == "__main__":
-    if isinstance(sys.stdout, io.TextIOWrapper):  # None where the shell closed it
-        sys.stdout.reconfigure(errors="backslashreplace")  # a card may hold what the terminal's encoding lacks
-    main()
+    sys.exit(run_command(main, sys.argv[1:], interrupted="interrupted; the same command tries again"))

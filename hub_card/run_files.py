@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from training.errors import UserError
 from training.run.finished_run import FinishedRunError, existing_file
 
 LARGEST = 20_000_000  # bytes of a file that is published
 LARGEST_OF = {"best/model.safetensors": 1_000_000_000, "metrics.jsonl": 200_000_000}
 
 
-class PublishError(ValueError):
+class PublishError(UserError, ValueError):
     """A run cannot be published. The message is one sentence and says what to do."""
 
 

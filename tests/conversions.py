@@ -1,6 +1,7 @@
 """What the tests of convert.py share: a command that must fail, and files to convert."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ import torch
 from torch import nn
 
 import convert
+from training.command import run_command
 
 
 def refused_conversion(checkpoint: Path, *arguments: str, output: Path, capsys: pytest.CaptureFixture) -> str:
     """Runs a command that must fail and write nothing, and returns its one sentence."""
     before = os.path.exists(output)  # not of pathlib, which raises where the name is too long
     with pytest.raises(SystemExit) as exit:
-        convert.main([str(checkpoint), str(output), *arguments])
+        sys.exit(run_command(convert.main, [str(checkpoint), str(output), *arguments]))
     out, err = capsys.readouterr()
     assert (exit.value.code, out, os.path.exists(output)) == (2, "", before)
     assert err.startswith("error: ") and err.count("\n") == 1

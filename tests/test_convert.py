@@ -29,6 +29,7 @@ import convert
 from conversion.checkpoint import ConversionError
 from modeling_tinynet import TinyNetForImageClassification
 from tests.conversions import refused_conversion, save, weights_of
+from training.command import run_command
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests" / "fixtures" / "mindspore"
@@ -440,7 +441,7 @@ def test_terminal_without_a_letter_does_not_stop_a_conversion(tmp_path, monkeypa
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     arguments = ["--class_names", str(tmp_path / "names.txt")]
-    convert.main([str(MINDSPORE), str(tmp_path / "with space, é"), *arguments])
+    assert run_command(convert.main, [str(MINDSPORE), str(tmp_path / "with space, é"), *arguments]) == 0
     terminal.flush()
     printed = terminal.buffer.getvalue().decode()
     assert r"10 classes, 'caf\xe9' to '9'" in printed and r"with space, \xe9: config.json" in printed

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as tvF
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
 from tests.evaluation_runs import DIGITS, ROOT, digits_folder, load_script, run, run_json, save_model
+from training.command import run_command
 from training.data.sources import load_splits
-from training.loading.workers import end_workers
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def test_two_processes_count_what_one_counts_and_write_once(script, model, tmp_p
 
 def mistake(script, capsys, *arguments):
     with pytest.raises(SystemExit) as exit:
-        run(script, *arguments)
+        sys.exit(run_command(lambda arguments: run(script, *arguments), arguments))
     assert exit.value.code == 2
     error = capsys.readouterr().err
     sentence = [line for line in error.splitlines() if line.startswith("error: ")]
@@ -370,12 +370,7 @@ def test_a_bad_image_is_one_sentence_from_a_loader_worker_too(script, model, tmp
     (images / "3" / "1.png").write_bytes(b"no image")
     arguments = [str(model), "--dataset", str(images), "--split", "train", "--device", "cpu"]
     arguments += ["--num_workers", str(workers)]
-    try:
-        with pytest.raises(SystemExit) as exit:
-            script.main(arguments)
-    finally:
-        end_workers()  # as eval.py does when it ends: pytest would wait for them for ever
-    assert exit.value.code == 2
+    assert run_command(script.main, arguments) == 2
     sentence = capsys.readouterr().err.splitlines()[-1]
     assert sentence.startswith(f"error: {images / '3' / '1.png'} (sample 13): is not an image")
 

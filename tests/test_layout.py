@@ -21,9 +21,13 @@ MAY_IMPORT = {
     "hub_card": {WHEEL, "hub_card", "training"},  # see SHARED_WITH_HUB_CARD
     "conversion": {WHEEL, "conversion"},
 }
+# Modules of training/ that hub_card and conversion share with it, and how all commands end: they import nothing but
+# Python's own and each other, so that what is shared is these files and not the trainer.
+SHARED = {"training.errors", "training.command"}
 # The folders and files of training/, each with what it may import: itself and what stands before it.
 LAYERS = [
     "errors",
+    "command",
     "system",
     "config",
     "data",
@@ -102,8 +106,20 @@ def test_imports_go_in_one_direction():
         for path, tree in TREES.items()
         for name, node in imports(tree)
         if path.parts[0] in MAY_IMPORT and name in OURS - MAY_IMPORT[path.parts[0]]
+        if not (path.parts[0] == "conversion" and getattr(node, "module", None) in SHARED)
     ]
     assert wrong == []
+
+
+def test_what_hub_card_and_conversion_share_with_training_imports_only_python_and_itself():
+    wrong = [
+        f"{place(path, node)} imports {name}"
+        for path in [Path(f"{module.replace('.', '/')}.py") for module in SHARED]
+        for name, node in imports(TREES[path])
+        if name not in sys.stdlib_module_names and getattr(node, "module", None) not in SHARED
+    ]
+    assert wrong == []
+    assert len(TREES[Path("training/__init__.py")].body) == 1  # its docstring: it is imported too
 
 
 def test_folders_of_training_import_in_one_direction():
@@ -130,11 +146,37 @@ def test_nothing_but_tests_imports_an_entry_point():
     assert wrong == []
 
 
+def is_main_block(node: ast.AST) -> bool:
+    """`if __name__ == "__main__":`"""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def test_every_command_ends_by_run_command():
+    """It alone says what is wrong, in one way, and ends loader workers; and one class reads command lines."""
+    commands = {
+        path: [node for node in tree.body if is_main_block(node)][-1]
+        for path, tree in TREES.items()
+        if path.parts[0] not in {"tests", "benchmarks"} and any(map(is_main_block, tree.body))
+    }
+    wrong = [str(path) for path, block in commands.items() if "run_command(main" not in ast.unparse(block)]
+    assert wrong == ["train.py"]  # whose tests and drills call the same line as `run`
+    assert "return run_command(main" in ast.unparse(TREES[Path("train.py")])
+    assert "sys.exit(run(sys.argv[1:]))" in ast.unparse(commands[Path("train.py")])
+    parsers = [
+        place(path, node)
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "argparse.ArgumentParser"
+        if path.parts[0] not in {"tests", "benchmarks"}
+    ]
+    assert parsers == []
+
+
 def test_convert_shares_the_reader_of_class_names_and_no_more_with_training():
     """It has to run where the packages that train are not installed; of those, that reader needs none."""
     files = [path for path in TREES if path.parts[0] in {"convert.py", "conversion"}]
     shared = {node.module for path in files for name, node in imports(TREES[path]) if name == "training"}
-    assert shared == {"training.data.class_names", "training.errors", "training.system.terminal"}
+    assert shared == {"training.data.class_names", *SHARED}
     files += [Path(f"{module.replace('.', '/')}.py") for module in shared]
     assert undeclared(files, extras=["convert"]) == []
 
@@ -143,7 +185,7 @@ def test_hub_card_shares_the_reader_of_finished_runs_and_no_more_with_training()
     files = [path for path in TREES if path.parts[0] == "hub_card"]
     assert {
         node.module for path in files for name, node in imports(TREES[path]) if name == "training"
-    } == SHARED_WITH_HUB_CARD
+    } == SHARED_WITH_HUB_CARD | SHARED
     code = (
         f"import sys, {', '.join(SHARED_WITH_HUB_CARD)}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     )

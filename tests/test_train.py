@@ -287,12 +287,25 @@ MISTAKES = {
     # A file where the folder should be stands for a lack of permission, which root would not notice.
     "no write permission": ([*RECIPE, "--output_dir", "in_the_way"], "in_the_way"),
 }
+BUGS = {"bug in the plan": (RECIPE, ""), "bug in the network": (RECIPE, "")}
 # Importing takes seconds, a mistake milliseconds: one process imports, and forks for each mistake.
 MAKE_MISTAKES = """
-import json, os, sys
+import json, os, sys, traceback
 import train
+from modeling_tinynet import TinyNetForImageClassification
+from training.loading.sampling import TrainingPlan
+
+def broken(*arguments, **named):
+    raise ValueError("a bug")
+
+BUGS = {
+    "bug in the plan": (TrainingPlan, "steps_per_epoch", property(broken)),
+    "bug in the network": (TinyNetForImageClassification, "__init__", broken),
+}
 for name, (arguments, _) in json.load(open("mistakes.json")).items():
     if os.fork() == 0:
+        if name in BUGS:
+            setattr(*BUGS[name])
         for stream, descriptor in (("out", 1), ("err", 2)):
             os.dup2(os.open(f"{name}.{stream}", os.O_CREAT | os.O_WRONLY), descriptor)
         code = 1
@@ -300,6 +313,8 @@ for name, (arguments, _) in json.load(open("mistakes.json")).items():
             code = train.run(arguments)
         except SystemExit as end:
             code = end.code
+        except Exception:
+            traceback.print_exc()  # as Python does
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -319,7 +334,7 @@ def mistakes(tmp_path_factory) -> Path:
     image_folder(folder / "two_classes", dogs=3, cats=3)
     (folder / "bad_file/train/cats/bad.png").write_bytes(b"this is no image")
     explain = ["--recipe", str(ROOT / "configuration" / "tinynet_c.yaml"), "--explain"]
-    (folder / "mistakes.json").write_text(json.dumps(MISTAKES | {"explain": (explain, "")}))
+    (folder / "mistakes.json").write_text(json.dumps(MISTAKES | BUGS | {"explain": (explain, "")}))
     (folder / "make_mistakes.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{MAKE_MISTAKES}")
     trained(script=folder / "make_mistakes.py", folder=folder)
     return folder
@@ -332,6 +347,15 @@ def test_mistakes_end_in_one_sentence(mistakes, name):
     assert errors.startswith("error: ")
     assert len(errors.splitlines()) == 1
     assert (mistakes / f"{name}.code").read_text() == "2"
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_of_ours_keeps_its_traceback(mistakes, name):
+    """A ValueError that nobody raised on purpose, from where a user's mistakes are found."""
+    errors = (mistakes / f"{name}.err").read_text()
+    assert "error: " not in errors.replace("ValueError: ", "")
+    assert "Traceback (most recent call last):" in errors and errors.endswith("ValueError: a bug\n")
+    assert (mistakes / f"{name}.code").read_text() == "1"
 
 
 def test_mistakes_overwrite_nothing(mistakes):

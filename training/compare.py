@@ -3,7 +3,6 @@
 Usage: python -m training.compare runs/a runs/b [--output compare.png]
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
+from training.command import CommandParser, run_command
+from training.errors import RunError
 from training.evaluation.metrics import TABLE, TOP_1, shown_in
 from training.reporting.console import format_duration, format_speed
 from training.reporting.curves import (
@@ -27,7 +28,6 @@ from training.reporting.curves import (
 from training.reporting.metrics import Record, goodness
 from training.reporting.text_table import aligned
 from training.run.finished_run import FinishedRun, damaged, read_finished_run
-from training.system.terminal import escape_what_stdout_lacks
 
 SUMMARY_KEYS = ("model", "dataset", "num_validation", "epochs", "images_per_s", "elapsed_s")
 BOOKKEEPING = ("run_name", "output_dir", "resume")  # recipe keys that say where a run lies, not what it did
@@ -126,25 +126,27 @@ def save_comparison(runs: Sequence[Run], png_path: Path) -> None:
         write_png(figure, png_path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the comparison and write its plot. Returns the exit code: 0, or 2 after one sentence on an error."""
-    parser = argparse.ArgumentParser(prog="python -m training.compare", description=__doc__.splitlines()[0])
+def main(argv: Sequence[str]) -> None:
+    """Print the comparison and write its plot.
+
+    Raises:
+        RunError: a run is not whole, or the plot cannot be written.
+    """
+    parser = CommandParser(prog="python -m training.compare", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--output", type=Path, default=Path("compare.png"), help="the plot (default: %(default)s)")
     arguments = parser.parse_args(argv)
     folder_names = [folder.resolve().name for folder in arguments.runs]
     names = folder_names if len(set(folder_names)) == len(folder_names) else map(str, arguments.runs)
+    if not arguments.output.parent.is_dir():
+        raise RunError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
+    runs = [load_run(folder, name) for folder, name in zip(arguments.runs, names, strict=True)]
+    print(comparison(runs))
     try:
-        if not arguments.output.parent.is_dir():
-            raise ValueError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
-        runs = [load_run(folder, name) for folder, name in zip(arguments.runs, names, strict=True)]
-        print(comparison(runs))
         save_comparison(runs, arguments.output)
-    except (OSError, ValueError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        raise RunError(f"--output {arguments.output} cannot be written: {error.strerror or error}") from error
     print(f"\nThe curves are in {arguments.output}.")
-    return 0
 
 
 def _line_widths(curves: Sequence[tuple[list[float], list[float]]]) -> list[float]:
@@ -180,5 +182,4 @@ def _recipe_differences(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    escape_what_stdout_lacks()
-    sys.exit(main())
+    sys.exit(run_command(main, sys.argv[1:]))

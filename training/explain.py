@@ -12,11 +12,12 @@ from modeling_tinynet import TinyNetConfig
 from training.config.ema_decay import half_life_steps
 from training.config.train_config import FIELDS, TrainConfig, read_recipe, short_text
 from training.data.sources import IMAGENET_COUNTS, is_imagenet, load_splits, num_samples
+from training.errors import RunError
 from training.loading.sampling import TrainingPlan
 from training.modeling.build import model_config
 from training.optim.lr_schedule import build_schedule
 from training.reporting.curves import STYLE, write_png
-from training.run.run_folder import default_run_name, mistakes_as_run_errors
+from training.run.run_folder import default_run_name
 
 Rows = list[tuple[str, str]]
 
@@ -46,7 +47,7 @@ def explain(
         Sections of aligned lines, for a terminal.
 
     Raises:
-        ValueError: the global batch cannot be made from these processes (see `sampling.TrainingPlan`).
+        RunError: the global batch cannot be made from these processes (see `sampling.TrainingPlan`).
     """
     plan = TrainingPlan(
         num_train, config.global_batch_size, config.per_device_batch_size, num_processes, config.drop_last
@@ -79,18 +80,18 @@ def explain_run(config: TrainConfig, num_processes: int) -> None:
     else:
         splits = load_splits(config.dataset, **config.source())
         num_train, class_names = num_samples(splits.train), splits.class_names
-    with mistakes_as_run_errors():
-        plan = TrainingPlan(
-            num_train, config.global_batch_size, config.per_device_batch_size, num_processes, config.drop_last
-        )
-        text = explain(
-            config,
-            num_train=num_train,
-            num_classes=len(class_names),
-            num_processes=num_processes,
-            model_config=model_config(config.model, class_names, **config.network()),
-        )
-        plot = Path(f"{default_run_name(config.model, config.dataset)}-learning-rate.png")
+    plan = TrainingPlan(
+        num_train, config.global_batch_size, config.per_device_batch_size, num_processes, config.drop_last
+    )
+    text = explain(
+        config,
+        num_train=num_train,
+        num_classes=len(class_names),
+        num_processes=num_processes,
+        model_config=model_config(config.model, class_names, **config.network()),
+    )
+    plot = Path(f"{default_run_name(config.model, config.dataset)}-learning-rate.png")
+    try:
         save_lr_curve(
             plot,
             lr_schedule(config, plan.steps_per_epoch),
@@ -98,6 +99,8 @@ def explain_run(config: TrainConfig, num_processes: int) -> None:
             steps_per_epoch=plan.steps_per_epoch,
             title=f"Learning rate of {config.model}",
         )
+    except OSError as error:
+        raise RunError(f"{plot} cannot be written: {error.strerror or error}") from error
     print(f"{text}\n\nlearning rate curve: {plot}")
 
 

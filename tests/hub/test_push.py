@@ -25,6 +25,7 @@ from tests.hub.conftest import OTHER_TOKEN, READ_TOKEN, TOKEN
 from tests.hub.http_handler import Fault
 from tests.hub.runs import write_run
 from tests.modeling_tinynet.test_remote_code import AUTO_MAP
+from training.command import run_command
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = {
@@ -63,7 +64,7 @@ def run(finished, tmp_path) -> Path:
 def refusal(arguments: list, capsys: pytest.CaptureFixture) -> str:
     """The one sentence of a command that fails as a user's mistake should."""
     with pytest.raises(SystemExit) as exit:
-        main([str(argument) for argument in arguments])
+        sys.exit(run_command(main, [str(argument) for argument in arguments]))
     assert exit.value.code == 2
     errors = capsys.readouterr().err
     sentence = errors.splitlines()[-1]  # behind the bars of an upload

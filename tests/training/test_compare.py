@@ -12,11 +12,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from training import compare
-from training.compare import main
+from training.command import run_command
 from training.reporting.console import StepTimer
 from training.reporting.metrics import MetricsLog, write_summary
 
 ROOT = Path(__file__).parents[2]
+
+
+def main(arguments):
+    return run_command(compare.main, arguments)
 
 
 def train_digits(folder: Path, lr: float, epochs: int, *, macro_f1: bool = False, **recipe) -> dict[str, list[int]]:
@@ -178,7 +182,7 @@ def test_a_missing_file_is_one_sentence_and_exit_code_2(tmp_path, missing, word,
     assert main([str(tmp_path / "run"), "--output", str(tmp_path / "c.png")]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith(
-        f"compare: the run in {tmp_path / 'run'} is not {word.replace('{}', str(tmp_path / 'run'))}"
+        f"error: the run in {tmp_path / 'run'} is not {word.replace('{}', str(tmp_path / 'run'))}"
     )
     assert captured.err.count("\n") == 1 and captured.out == ""
     assert not (tmp_path / "c.png").exists()

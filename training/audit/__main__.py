@@ -3,8 +3,8 @@
 import sys
 
 from training.audit.audit import main
-from training.system.terminal import escape_what_stdout_lacks
+from training.command import run_command
+from training.loading.workers import workers_lost
 
 if __name__ == "__main__":
-    escape_what_stdout_lacks()
-    sys.exit(main())
+    sys.exit(run_command(main, sys.argv[1:], recognize=workers_lost))

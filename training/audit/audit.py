@@ -8,7 +8,6 @@ whole is wrong.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from tqdm import tqdm
@@ -16,10 +15,11 @@ from tqdm import tqdm
 from training.audit.facts import audit_split, image_facts
 from training.audit.report import report, verdict
 from training.audit.summary import num_undecodable, summarize
+from training.command import CommandParser
 from training.config.arguments import add_data_flags, add_num_workers_flag, data_config, output_file, whole_number
 from training.data.columns import read_column
 from training.data.sources import load_splits
-from training.errors import DataError
+from training.errors import UserError
 from training.reporting.metrics import write_summary
 
 EPILOG = """\
@@ -45,8 +45,8 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> CommandParser:
+    parser = CommandParser(
         prog="python -m training.audit",
         description=__doc__.splitlines()[0],
         epilog=EPILOG,
@@ -69,16 +69,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the report. Returns the exit code: 0; 1 if images cannot be decoded; 2 after a sentence on a mistake."""
+def main(argv: Sequence[str]) -> int:
+    """Print the report. Returns the exit code: 0; 1 if images cannot be decoded.
+
+    Raises:
+        UserError: the dataset cannot be read, or the report not be written.
+    """
     parser = build_parser()
     options = parser.parse_args(argv)
     config = data_config(parser, options)
-    try:
-        splits = load_splits(config.dataset, **config.source())
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    splits = load_splits(config.dataset, **config.source())
     print(splits.description, end="\n\n", flush=True)  # or loader workers, which are forks, print it too
 
     audited = {}
@@ -100,6 +100,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             write_summary(options.report, {"data": splits.description, **summary, "verdict": verdict(summary)})
         except OSError as error:
-            print(f"error: --report {options.report} cannot be written: {error.strerror}", file=sys.stderr)
-            return 2
+            raise UserError(f"--report {options.report} cannot be written: {error.strerror}") from error
     return 1 if num_undecodable(summary) else 0

@@ -14,13 +14,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from training.command import CommandParser
 from training.config.ema_decay import rescaled_decay
+from training.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -251,11 +253,11 @@ class TrainConfig:
         """Refuses what `device_type` ("cpu", "cuda", ...) cannot do.
 
         Raises:
-            ValueError: fp16 or synchronized BatchNorm on a CPU.
+            RunError: fp16 or synchronized BatchNorm on a CPU.
         """
         if device_type == "cpu" and (self.precision == "fp16" or self.sync_batch_norm):
             wish = "precision fp16" if self.precision == "fp16" else "sync_batch_norm"
-            raise ValueError(f"{wish} needs a GPU; on a CPU take precision bf16 or no, and BatchNorm by process")
+            raise RunError(f"{wish} needs a GPU; on a CPU take precision bf16 or no, and BatchNorm by process")
 
     def network(self) -> dict[str, Any]:
         """Overrides for `training.modeling.build.model_config`; None is the model's own value."""
@@ -531,12 +533,6 @@ def parse_config(argv: Sequence[str]) -> tuple[TrainConfig, CommandLine]:
     return config, CommandLine(recipe_path, explain, doctor, rescaling)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # One sentence, which a usage of sixty flags would hide, and from one of the processes.
-        self.exit(2, f"error: {message}\n" if os.environ.get("RANK", "0") == "0" else None)
-
-
 EPILOG = """\
 examples:
   the published recipe on one node of eight GPUs:
@@ -549,8 +545,9 @@ examples:
 """
 
 
-def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _build_parser() -> CommandParser:
+    parser = CommandParser(
+        launched=True,
         usage="accelerate launch train.py [--recipe FILE] [--explain] [--doctor [SECONDS]] [--FLAG VALUE ...]",
         description="Train a TinyNet. Every flag is also a key of a recipe; defaults < recipe < flags.\n"
         "A switch is turned off by --no_NAME, a value unset by null.",

@@ -24,6 +24,7 @@ import torch
 
 from modeling_tinynet.image_processing_tinynet import exif_transposition, pil_to_rgb, upright
 from training.data.image_files import FIRST_BYTES, remedy, unread_kind
+from training.errors import UserError
 
 try:
     import simplejpeg
@@ -49,8 +50,10 @@ DECODING_ERRORS = (
 )
 
 
-class ImageDecodeError(ValueError):
+class ImageDecodeError(UserError, ValueError):
     """An image cannot be used. The message gives its path or sample, and what is wrong with it."""
+
+    told_by = "each"
 
 
 def decode_rgb(image: dict[str, Any] | bytes | PIL.Image.Image, name: str = "image") -> torch.Tensor:

@@ -2,13 +2,9 @@
 
 import sys
 
+from training.command import run_command
 from training.doctor.diagnosis import main
-from training.loading.workers import end_workers
-from training.system.terminal import escape_what_stdout_lacks
+from training.loading.workers import workers_lost
 
 if __name__ == "__main__":
-    escape_what_stdout_lacks()
-    try:
-        sys.exit(main(sys.argv[1:]))
-    finally:
-        end_workers()
+    sys.exit(run_command(main, sys.argv[1:], recognize=workers_lost))

@@ -6,27 +6,23 @@ It takes the flags of train.py, which `train.py --help` lists, and trains nothin
 does the same at the start of a run, on all of its processes at once.
 """
 
-import argparse
 import dataclasses
 import os
-import re
-import sys
 from collections.abc import Sequence
 
 import torch
 import transformers
 from accelerate import Accelerator
 
+from training.command import CommandParser
 from training.config.arguments import whole_number
 from training.config.train_config import TrainConfig, available_cores, default_num_workers, parse_config
 from training.data import decoding
-from training.data.decoding import ImageDecodeError
 from training.data.sources import Splits, load_splits, num_samples
 from training.doctor.rates import Rates, measure_rates
-from training.errors import DataError
+from training.errors import RunError
 from training.loading.sampling import TrainingPlan
 from training.reporting.console import format_speed
-from training.run.run_folder import RunError, mistakes_as_run_errors
 from training.system.memory import keep_freed_memory
 
 BAR_WIDTH = 40
@@ -134,33 +130,31 @@ def _workers(number: int) -> str:
     return "in the training process" if number == 0 else f"{number} worker{'' if number == 1 else 's'}"
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measure and print. Returns the exit code: 0, or 2 after a sentence on a mistake."""
-    own = argparse.ArgumentParser("python -m training.doctor", add_help=False, allow_abbrev=False)
+def main(argv: Sequence[str]) -> None:
+    """Measure and print.
+
+    Raises:
+        UserError: the run cannot be made of these settings, or of this dataset or model.
+    """
+    own = CommandParser("python -m training.doctor", add_help=False, allow_abbrev=False)
     own.add_argument("--seconds", type=whole_number(1), default=20)
     options, rest = own.parse_known_args(argv)
     if not {"-h", "--help"}.isdisjoint(rest):
         print(__doc__.strip())
-        return 0
+        return
     config, _ = parse_config(rest)
     transformers.utils.logging.disable_progress_bar()
     try:
-        with mistakes_as_run_errors():
-            accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.precision)
-        torch.backends.cudnn.benchmark = True
-        if accelerator.device.type == "cpu":
-            keep_freed_memory()
-        config = dataclasses.replace(config, precision=accelerator.mixed_precision)
-        splits = load_splits(config.dataset, **config.source())
-        print(splits.description, flush=True)
-        with mistakes_as_run_errors():
-            plan = TrainingPlan(
-                num_samples(splits.train), config.global_batch_size, config.per_device_batch_size, 1, config.drop_last
-            )
-        print(diagnose(config, splits, plan, device=accelerator.device, seconds=options.seconds))
-    except (DataError, RunError, ImageDecodeError) as mistake:
-        # From a loader worker the error arrives as its traceback, whose last line is its name and sentence.
-        sentence = re.sub(r"^[\w.]+Error: ", "", str(mistake).strip().splitlines()[-1])
-        print(f"error: {sentence}", file=sys.stderr)
-        return 2
-    return 0
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.precision)
+    except (ValueError, OSError) as error:  # what the device lacks, or the variables of a launcher
+        raise RunError(str(error)) from error
+    torch.backends.cudnn.benchmark = True
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    config = dataclasses.replace(config, precision=accelerator.mixed_precision)
+    splits = load_splits(config.dataset, **config.source())
+    print(splits.description, flush=True)
+    plan = TrainingPlan(
+        num_samples(splits.train), config.global_batch_size, config.per_device_batch_size, 1, config.drop_last
+    )
+    print(diagnose(config, splits, plan, device=accelerator.device, seconds=options.seconds))

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from training.config.train_config import TrainConfig
-from training.run.run_folder import RunError, mistakes_as_run_errors
+from training.errors import RunError
 
 # Other ways to train that `accelerate launch` announces to its processes, by variable.
 OTHER_WAYS = {
@@ -31,7 +31,7 @@ def build_accelerator(config: TrainConfig, run_folder: Path) -> Accelerator:
         RunError: the launcher asks for a way to train that this is not, or its processes cannot find each other.
     """
     check_environment(os.environ, config.precision)
-    with mistakes_as_run_errors():
+    try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not find each other
             mixed_precision=config.precision,
@@ -44,6 +44,8 @@ def build_accelerator(config: TrainConfig, run_folder: Path) -> Accelerator:
                 InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout_s)),
             ],
         )
+    except (ValueError, OSError) as error:  # what the variables of a launcher lack, or the device
+        raise RunError(str(error)) from error
     expected = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != expected:
         raise RunError(

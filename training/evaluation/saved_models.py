@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import ModelOutput
 
-from training.modeling.build import ModelError, head_rows, load_saved_model, loading_errors
+from training.errors import ModelError
+from training.modeling.build import head_rows, load_saved_model, loading_errors
 from training.transforms.preprocessing import Preprocessing, read_processor
 
 
@@ -38,9 +39,9 @@ def load_model(name: str, device: torch.device) -> Model:
     if saved.headless:
         raise ModelError(f"model {name} has no classifier to evaluate: {saved.headless}")
     with loading_errors(name):
-        preprocessing = Preprocessing.of(read_processor(saved.source))
+        processor = read_processor(saved.source)
     network = saved.network.to(device, memory_format=torch.channels_last)
-    return Model(name, network, saved.labels, preprocessing)
+    return Model(name, network, saved.labels, Preprocessing.of(processor))
 
 
 class Reordered(nn.Module):

@@ -18,6 +18,8 @@ REPLACEMENT_TRIES = 10  # other images to try in place of one that cannot be dec
 class LabelError(DataError):
     """A sample's label is not one of the dataset's classes."""
 
+    told_by = "each"
+
 
 @dataclass(frozen=True)
 class SampleReader:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from training.data.permutation import epoch_permutation
+from training.errors import RunError
 
 
 def evaluation_indices(num_samples: int, rank: int, num_processes: int) -> range:
@@ -44,7 +45,7 @@ class TrainingPlan:
         drop_last: leave out the last, short batch.
 
     Raises:
-        ValueError: a number is not positive, the global batch cannot be made of such micro-batches, or there are too
+        RunError: a number is not positive, the global batch cannot be made of such micro-batches, or there are too
             few samples for a single step.
     """
 
@@ -57,16 +58,16 @@ class TrainingPlan:
     def __post_init__(self) -> None:
         for name in ("num_samples", "global_batch_size", "per_device_batch_size", "num_processes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise RunError(f"{name} must be positive, got {getattr(self, name)}")
         if self.global_batch_size % (self.num_processes * self.per_device_batch_size):
-            raise ValueError(self._indivisible())
+            raise RunError(self._indivisible())
         if self.steps_per_epoch == 0 and self.drop_last:
-            raise ValueError(
+            raise RunError(
                 f"{self.num_samples} training samples are fewer than one global batch of {self.global_batch_size}, "
                 "and drop_last leaves out short ones: lower global_batch_size or set drop_last to false"
             )
         if self.steps_per_epoch == 0:
-            raise ValueError(
+            raise RunError(
                 f"{self.num_samples} training samples are too few for {self.num_processes} processes: each needs at "
                 f"least {self._smallest_micro_batch}"
             )

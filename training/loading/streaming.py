@@ -32,6 +32,8 @@ BLOCK_ROWS = 1000  # shuffled together, in memory as encoded bytes: about 110 MB
 class EmptyStreamError(DataError):
     """There is no sample for one of the processes."""
 
+    told_by = "each"
+
 
 class StreamedEvaluation(IterableDataset):
     """One unshuffled pass of one rank; over all ranks and workers each sample exactly once.

@@ -1,6 +1,5 @@
 """The life of loader workers: which signals reach them, when they run, how long they may take, and how they end."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Generator, Iterable
@@ -8,11 +7,17 @@ from types import FrameType
 
 import torch
 
+from training.errors import Ending
 from training.system.interruption import SIGNALS, signal_at_parents_end
 
 
-class WorkersLost(RuntimeError):
-    """Loader workers give nothing within the time allowed. The message is one sentence."""
+class WorkersLost(Ending, RuntimeError):
+    """A loader worker died, or gives nothing within the time allowed. The message is one sentence."""
+
+    prefix = "error: "
+
+    def __str__(self) -> str:
+        return f"rank {os.environ.get('RANK', 0)}: {super().__str__()}"
 
 
 def begin_worker(worker_id: int) -> None:
@@ -53,16 +58,9 @@ def batches_in_time(
         yield batch
 
 
-def workers_lost(error: RuntimeError) -> bool:
-    """Whether an error says that workers hang or died. Of a dead one, torch's handler of SIGCHLD tells wherever the
-    training process happens to be, by a plain RuntimeError."""
-    return isinstance(error, WorkersLost) or "DataLoader worker" in str(error)
-
-
-def end_workers() -> None:
-    """Kill all workers, at the end of a process. After an error they may still be there, do not react to SIGTERM, and
-    Python would wait for them for ever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise for each
-    for worker in multiprocessing.active_children():
-        worker.kill()
-        worker.join()
+def workers_lost(error: Exception) -> WorkersLost | None:
+    """The ending for an error that says that a worker died; None for any other. torch's handler of SIGCHLD raises it
+    wherever the training process happens to be, as a plain RuntimeError."""
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        return WorkersLost(str(error))
+    return None

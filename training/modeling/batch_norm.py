@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from modeling_tinynet import TinyNetConfig
+from training.errors import RunError
 
 
 def check_batch_size(size: int, config: TinyNetConfig, *, synchronized: bool) -> None:
     """Refuse a micro-batch without a variance: of one image, where the network ends with one value a channel.
 
     Raises:
-        ValueError: it is one, and its statistics are not those of all processes.
+        RunError: it is one, and its statistics are not those of all processes.
     """
     one_value = 2 * math.prod(config.strides)  # the stem halves the image, too
     if size == 1 and config.image_size == one_value and not synchronized:
-        raise ValueError(
+        raise RunError(
             f"per_device_batch_size 1 at {config.image_size} pixels leaves BatchNorm a single value of each channel, "
             f"which has no variance: take per_device_batch_size 2 or more, or image_size {one_value + 1} or more"
         )

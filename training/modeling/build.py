@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.utils import logging
 
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig, TinyNetForImageClassification
 from training.data.unicode_text import composed
+from training.errors import ModelError, RunError
 from training.transforms.preprocessing import config_fields, read_processor
 
-
-class ModelError(ValueError):
-    """A model cannot be loaded or used. The message is one sentence and says why."""
+# What transformers, huggingface_hub and safetensors raise where files are missing or damaged, or the Hub refuses.
+LIBRARY_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,30 @@ def model_config(model: str, class_names: list[str], **overrides: Any) -> TinyNe
 
     Raises:
         ModelError: there is no such model, it is no TinyNet, or no training can follow its image processor.
-        ValueError: a field has a value no network can be built from.
+        RunError: a field has a value no network can be built from.
     """
     fields = {name: value for name, value in overrides.items() if value is not None}
     fields["id2label"] = dict(enumerate(class_names))
     fields["label2id"] = {name: index for index, name in enumerate(class_names)}
     if model in TINYNET_VARIANTS:
-        return TinyNetConfig.from_variant(model, **fields)
+        with _refused_fields():
+            return TinyNetConfig.from_variant(model, **fields)
     source = _tinynet_source(model)
     with loading_errors(model):
-        stated = config_fields(read_processor(source), TinyNetConfig.from_pretrained(source))
-    return TinyNetConfig.from_pretrained(source, **(stated | fields))
+        processor, saved = read_processor(source), TinyNetConfig.from_pretrained(source)
+    with loading_errors(model, (ModelError,)):
+        stated = config_fields(processor, saved)
+    with _refused_fields():
+        return TinyNetConfig.from_pretrained(source, **(stated | fields))
+
+
+@contextlib.contextmanager
+def _refused_fields() -> Iterator[None]:
+    """What a configuration of transformers says of its fields becomes a `RunError`."""
+    try:
+        yield
+    except (ValueError, StrictDataclassError) as error:
+        raise RunError(str(error.__cause__ or error)) from error
 
 
 def build_model(model: str, config: TinyNetConfig, *, seed: int) -> tuple[TinyNetForImageClassification, str]:
@@ -113,16 +127,17 @@ def load_saved_model(name: str) -> SavedModel:
         network, report = TinyNetForImageClassification.from_pretrained(
             source, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
-        problems = dict.fromkeys(report["missing_keys"], "is missing in its file")
-        problems |= dict.fromkeys(report["unexpected_keys"], "is not in the network of its config.json")
-        problems |= {
-            tensor: f"has the shape {tuple(in_file)} in its file and {tuple(expected)} by its config.json"
-            for tensor, in_file, expected in report["mismatched_keys"]
-        }
-        sentences = [f"{tensor} {problem}" for tensor, problem in sorted(problems.items())]
-        body = [sentence for sentence in sentences if not sentence.startswith("classifier.")]
-        if body:
-            raise ModelError(body[0] + (f", and {len(body) - 1} more tensors do not fit" if body[1:] else ""))
+    problems = dict.fromkeys(report["missing_keys"], "is missing in its file")
+    problems |= dict.fromkeys(report["unexpected_keys"], "is not in the network of its config.json")
+    problems |= {
+        tensor: f"has the shape {tuple(in_file)} in its file and {tuple(expected)} by its config.json"
+        for tensor, in_file, expected in report["mismatched_keys"]
+    }
+    sentences = [f"{tensor} {problem}" for tensor, problem in sorted(problems.items())]
+    body = [sentence for sentence in sentences if not sentence.startswith("classifier.")]
+    if body:
+        more = f", and {len(body) - 1} more tensors do not fit" if body[1:] else ""
+        raise ModelError(f"model {name} cannot be loaded: {body[0]}{more}")
     if not network.config.num_labels:
         sentences = ["its config.json has no classes"]
     labels = [network.config.id2label[index] for index in range(network.config.num_labels)]
@@ -130,12 +145,14 @@ def load_saved_model(name: str) -> SavedModel:
 
 
 @contextlib.contextmanager
-def loading_errors(name: str) -> Iterator[None]:
-    """Whatever goes wrong inside while files of this model are read becomes a `ModelError`."""
+def loading_errors(name: str, kinds: tuple[type[Exception], ...] = LIBRARY_ERRORS) -> Iterator[None]:
+    """What the libraries raise inside while they read the files of this model becomes a `ModelError`. To be put around
+    their calls alone: a bug of ours would look like a damaged file."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"model {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except kinds as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"model {name} cannot be loaded: {reason}") from error
 
 
 def _tinynet_source(name: str) -> str:
@@ -150,11 +167,14 @@ def _tinynet_source(name: str) -> str:
     source = str(path) if path.exists() else name
     with loading_errors(name):
         config = TinyNetConfig.get_config_dict(source)[0]
-        model_type, num_channels = config.get("model_type"), config.get("num_channels", 3)
-        if model_type != TinyNetConfig.model_type:
-            raise ModelError(f"its model_type is {model_type!r}, not {TinyNetConfig.model_type!r}")
-        if num_channels != 3:
-            raise ModelError(f"it takes images of num_channels {num_channels}, and images are read as RGB")
+    model_type, num_channels = config.get("model_type"), config.get("num_channels", 3)
+    wrong = None
+    if model_type != TinyNetConfig.model_type:
+        wrong = f"its model_type is {model_type!r}, not {TinyNetConfig.model_type!r}"
+    elif num_channels != 3:
+        wrong = f"it takes images of num_channels {num_channels}, and images are read as RGB"
+    if wrong:
+        raise ModelError(f"model {name} cannot be loaded: {wrong}")
     return source
 
 

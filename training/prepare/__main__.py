@@ -2,13 +2,19 @@
 
 import sys
 
-from training.loading.workers import end_workers
+from training.command import run_command
+from training.loading.workers import workers_lost
 from training.prepare.prepare import main
-from training.system.terminal import escape_what_stdout_lacks
+
+RESUMES = "the same command continues with the shards that are finished"
 
 if __name__ == "__main__":
-    escape_what_stdout_lacks()
-    try:
-        sys.exit(main())
-    finally:
-        end_workers()
+    sys.exit(
+        run_command(
+            main,
+            sys.argv[1:],
+            interrupted=f"stopped; {RESUMES}",
+            disk_refuses=f": make room or choose another --output; {RESUMES}",
+            recognize=workers_lost,
+        )
+    )

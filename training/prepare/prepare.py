@@ -6,7 +6,6 @@ A small network trains faster than its images can be decoded; most of them are f
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +16,11 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from training.command import CommandParser
 from training.config.arguments import add_data_flags, add_num_workers_flag, data_config, whole_number
 from training.data.columns import read_column
 from training.data.fingerprint import FILE_SIZES, data_fingerprint, file_sizes
 from training.data.sources import Splits, load_splits
-from training.errors import DataError
 from training.loading.encoded_images import EncodedImages
 from training.loading.workers import begin_worker
 from training.prepare.prepared_copy import PreparedCopy, PrepareError, Shard, plan_shards, require_apart
@@ -53,8 +52,8 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> CommandParser:
+    parser = CommandParser(
         prog="python -m training.prepare",
         description=__doc__.splitlines()[0],
         epilog=EPILOG,
@@ -87,32 +86,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the copy, or continue with it. Returns the exit code."""
+def main(argv: Sequence[str]) -> None:
+    """Make the copy, or continue with it.
+
+    Raises:
+        DataError, PrepareError, OSError: see `load_splits`, `require_apart` and `prepare`.
+    """
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.quality > 100:
         parser.error(f"argument --quality: must be a whole number from 1 to 100, got {options.quality}")
     config = data_config(parser, options)
-    try:
-        require_apart(config.dataset, options.output)
-        splits = load_splits(config.dataset, **config.source())
-        print(splits.description, flush=True)  # or workers, which are forks, print it too
-        prepare(splits, config.dataset, options)
-    except (DataError, PrepareError) as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        return 2
-    except OSError as failure:
-        print(
-            f"error: {failure}: make room or choose another --output; the same command continues with the shards that "
-            "are finished",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues with the shards that are finished", file=sys.stderr)
-        return 130
-    return 0
+    require_apart(config.dataset, options.output)
+    splits = load_splits(config.dataset, **config.source())
+    print(splits.description, flush=True)  # or workers, which are forks, print it too
+    prepare(splits, config.dataset, options)
 
 
 def prepare(splits: Splits, dataset: str, options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.data.fingerprint import is_other
+from training.errors import UserError
 from training.prepare.shrinking import COPIED, ENCODED, RESIZED, ShrunkenImage
 from training.reporting.metrics import write_atomically, write_summary
 
@@ -28,7 +29,7 @@ FORMAT = 2  # of the manifest; the first one counted `pictures`, and had no numb
 ROW_GROUP = 256  # images that a stream reads at once
 
 
-class PrepareError(ValueError):
+class PrepareError(UserError, ValueError):
     """A copy cannot be made. The message is one sentence and says what to do."""
 
 
@@ -82,8 +83,8 @@ class PreparedCopy:
         identity: what the copy is made of and how, as JSON values. One that was begun resumes where it is the same.
 
     Raises:
-        PrepareError: there is something else in the way, or a copy with another identity.
-        OSError: the folder cannot be made or read.
+        PrepareError: something else is in the way, or a copy with another identity, or the folder cannot be made.
+        OSError: the folder cannot be read or written.
     """
 
     def __init__(self, output: Path, identity: dict[str, Any]) -> None:
@@ -99,7 +100,12 @@ class PreparedCopy:
             _require_same(self.folder, manifest["identity"], self.identity)
             self.shards = {facts["name"]: facts for facts in manifest["shards"]}
         else:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as failure:
+                raise PrepareError(
+                    f"{self.folder} cannot be made: {failure.strerror}; choose another --output"
+                ) from failure
             self._write_manifest({})
 
     def has(self, shard: Shard) -> bool:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from training.errors import RunError
 from training.system.write_errors import errors_name, errors_name_first_argument
 
 Record = dict[str, Any]
@@ -39,11 +40,13 @@ class MetricsLog:
 
     Raises:
         OSError: the folder does not exist or cannot be written.
-        ValueError: the file exists and is damaged elsewhere than in its last line.
+        RunError: it is no file, or damaged elsewhere than in its last line.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise RunError(f"{self.path} must be a file, and is a folder: choose another --run_name, or remove it")
         if self.path.exists():
             _keep_lines(self.path, lambda record: True)
         self._file = io.FileIO(self.path, "a")  # unbuffered: a line is there once it is written
@@ -148,7 +151,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Record]:
     was killed leaves, is passed over.
 
     Raises:
-        ValueError: any other line is not a record; the sentence names the file and the line.
+        RunError: any other line is not a record; the sentence names the file and the line.
     """
     return [record for _, record in _read_lines(Path(path))]
 
@@ -197,10 +200,10 @@ def _parse(line: bytes, place: str) -> Record:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{place} is not JSON ({error}); remove the line or restore the file") from error
+        raise RunError(f"{place} is not JSON ({error}); remove the line or restore the file") from error
     if isinstance(record, dict) and record.get("kind") in ("step", "epoch") and type(record.get("step")) is int:
         return record
-    raise ValueError(f'{place} is not a metrics record: it needs "kind" (step or epoch) and a whole "step"')
+    raise RunError(f'{place} is not a metrics record: it needs "kind" (step or epoch) and a whole "step"')
 
 
 def _dump(record: Mapping[str, Any], indent: int | None = None) -> str:

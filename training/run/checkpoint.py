@@ -21,6 +21,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from training.errors import UserError
 from training.system.write_errors import errors_name_first_argument
 
 _NAME = re.compile(r"step-(\d{6,})")
@@ -30,7 +31,7 @@ _STATE = "state.json"
 _TENSORS = ".safetensors"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint, or every checkpoint of a run, cannot be used."""
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
+from training.errors import RunError
 from training.reporting.metrics import Record, read_metrics
 
 
-class FinishedRunError(ValueError):
+class FinishedRunError(RunError):
     """There is no finished run, or a file of it is missing or damaged. The message is one sentence."""
 
 

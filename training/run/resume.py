@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from training.config.train_config import FIELDS, short_text
+from training.errors import RunError
 from training.modeling.ema import ExponentialMovingAverage
 from training.optim.lr_schedule import build_schedule
 from training.run.checkpoint import CheckpointError, load_checkpoint, load_optimizer_tensors
-from training.run.run_folder import RunError
 
 SCHEDULE = ("lr", "warmup_epochs", "warmup_lr", "decay_epochs", "decay_rate", "min_lr")
 COUNTS_STEPS = ("global_batch_size", "drop_last")  # a checkpoint's step is another sample with another value

@@ -10,8 +10,7 @@ runs/<name>/recipe.yaml      the resolved recipe
 import errno
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,11 @@ from transformers import pipeline
 from modeling_tinynet import TinyNetForImageClassification, TinyNetImageProcessor
 from training.data.decoding import decode_rgb
 from training.data.sources import Splits
+from training.errors import RunError
 from training.reporting.console import advice, format_duration
 from training.run.checkpoint import latest_checkpoint
 from training.system.replace_folder import remove_leftovers, replace_folder, temporary_name
 from training.system.write_errors import errors_name_first_argument
-
-
-class RunError(ValueError):
-    """A run cannot start in its folder. The message is one sentence and says what to do."""
-
-
-@contextmanager
-def mistakes_as_run_errors() -> Iterator[None]:
-    """For the calls that check what the user asked for: their ValueError or OSError is no defect of the program."""
-    try:
-        yield
-    except (ValueError, OSError) as mistake:
-        raise RunError(str(mistake)) from mistake
 
 
 def default_run_name(model: str, dataset: str) -> str:

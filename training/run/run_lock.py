@@ -6,8 +6,10 @@ import os
 import socket
 from pathlib import Path
 
+from training.errors import UserError
 
-class RunFolderInUse(RuntimeError):
+
+class RunFolderInUse(UserError, RuntimeError):
     """Another process trains in this folder. The message is one sentence and names it."""
 
 

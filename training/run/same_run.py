@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from training.run.run_folder import RunError
+from training.errors import RunError
 
 SEEN_WITHIN_S = 10  # network file systems show a new file a little later
 # Fields of a configuration that may differ from machine to machine: where things lie, and what only speed depends on.

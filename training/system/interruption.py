@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from training.errors import Ending
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # Set by torchrun and accelerate launch, always, and by nobody else; ACCELERATE_MIXED_PRECISION is set by people too.
 LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_USE_FULLGRAPH")
@@ -17,8 +19,11 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is lost, the same command resumes
 
 
-class Interrupted(Exception):
+class Interrupted(Ending):
     """The run has saved and stops, because a signal asked for it. The message is one sentence."""
+
+    exit_code = EXIT_CODE
+    told_by = "one"
 
 
 class Interruption:

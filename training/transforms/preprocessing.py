@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import pil_torch_interpolation_mapping
 
 from modeling_tinynet import TinyNetConfig, TinyNetImageProcessor
+from training.errors import ModelError
 from training.transforms.augmentation import channels_last
 
 CHANNELS = 3
@@ -26,25 +27,25 @@ def read_processor(source: str) -> TinyNetImageProcessor:
 
     Raises:
         OSError: there is neither file.
-        ValueError: it is another class of processor, or has a setting that cannot be followed.
+        ModelError: it is another class of processor, or has a setting that cannot be followed.
     """
     try:
         settings, _ = TinyNetImageProcessor.get_image_processor_dict(source)
     except UnicodeDecodeError as error:
-        raise ValueError(f"its preprocessor_config.json is not UTF-8 text: {error}") from error
+        raise ModelError(f"its preprocessor_config.json is not UTF-8 text: {error}") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"its preprocessor_config.json must hold an object of settings, got {settings!r}")
+        raise ModelError(f"its preprocessor_config.json must hold an object of settings, got {settings!r}")
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
     if kind and kind != TinyNetImageProcessor.__name__:
-        raise ValueError(f"its image processor is a {kind}, and only TinyNetImageProcessor is known here")
+        raise ModelError(f"its image processor is a {kind}, and only TinyNetImageProcessor is known here")
     for key, fact in (("do_pad", "images are not padded here"), ("do_grayscale", "images are read as RGB here")):
         if settings.get(key):
-            raise ValueError(f"its image processor has {key} true, and {fact}")
+            raise ModelError(f"its image processor has {key} true, and {fact}")
     processor = TinyNetImageProcessor.from_dict(settings)
     for key in ("image_mean", "image_std"):
         value = getattr(processor, key)
         if processor.do_normalize and isinstance(value, (list, tuple)) and len(value) not in (1, CHANNELS):
-            raise ValueError(f"its image processor has {key} {list(value)}, and images are read as RGB here")
+            raise ModelError(f"its image processor has {key} {list(value)}, and images are read as RGB here")
     return processor
 
 
@@ -116,7 +117,7 @@ def config_fields(processor: TinyNetImageProcessor, config: TinyNetConfig) -> di
     """Those of `image_size`, `crop_pct`, `image_mean` and `image_std` in which `processor` differs from `config`.
 
     Raises:
-        ValueError: the geometry is not the published one, and no other can be stated by a configuration.
+        ModelError: the geometry is not the published one, and no other can be stated by a configuration.
     """
     _require_published_geometry(processor)
     shorter_side, image_size = processor.size.shortest_edge, processor.crop_size.height
@@ -142,7 +143,7 @@ def _require_published_geometry(processor: TinyNetImageProcessor) -> None:
         wrong = f"crop_size {dict(crop_size)} for size {dict(size)}"
     else:
         return
-    raise ValueError(
+    raise ModelError(
         f"its image processor has {wrong}, and training knows the published geometry only: shorter side resized by "
         "bicubic (resample 3), central square cut out"
     )

@@ -16,14 +16,18 @@ import pytest
 
 from training.audit import audit
 from training.audit import facts as audit_facts
-from training.audit.audit import main
 from training.audit.duplicates import duplicates
 from training.audit.facts import IMAGE, Audited, audit_split, image_facts, read_facts
+from training.command import run_command
 from training.config.arguments import DATA_FLAGS
 from training.config.train_config import FIELDS
 from training.data.decoding import ImageDecodeError, decode_rgb
 
 ROOT = Path(__file__).parents[3]
+
+
+def main(arguments):
+    return run_command(audit.main, arguments)
 
 
 def noise(width, height, mode="RGB", seed=0):

@@ -28,7 +28,6 @@ from training.modeling.build import head_rows
 ROOT = Path(__file__).parents[3]
 NFC, NFD = "caf\u00e9", "cafe\u0301"
 LATIN_1 = os.fsdecode(b"caf\xe9")
-SCRIPTS = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("training/**/*.py")] if '"__main__":' in path.read_text()]
 
 
 def write_rows(path: Path, labels: pa.Array, images: pa.Array | None = None) -> str:
@@ -242,9 +241,3 @@ def test_any_terminal_can_be_told_of_any_class(tmp_path):
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
     assert (result.returncode, b"Traceback" in result.stderr) == (0, False), result.stderr
     assert rb"caf\xe9" in result.stdout and rb"\u65e5" in result.stdout
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_every_command_prints_so(script):
-    begin = script.read_text().partition('if __name__ == "__main__":\n')[2]
-    assert begin.startswith("    escape_what_stdout_lacks()\n")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.photos import write_photo_folder
+from training.command import run_command
 from training.config.train_config import TrainConfig
 from training.data import decoding
 from training.data.sources import Splits, load_splits
@@ -136,7 +137,7 @@ def test_a_bad_image_is_one_sentence(tmp_path, capsys):
     for image in (tmp_path / "photos" / "train").glob("*/*.jpg"):
         image.write_bytes(b"\xff\xd8 not much more")
     data = ["--dataset", str(tmp_path / "photos"), "--lr", "0.01", "--num_workers", "0", "--seconds", "1"]
-    assert main([*SMALL_RUN, *data]) == 2
+    assert run_command(main, [*SMALL_RUN, *data]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path / 'photos' / 'train'}")
     assert error.endswith(".jpg (a training image): is not an image, or its format is unknown to Pillow\n")
@@ -150,7 +151,7 @@ def test_a_bad_image_is_one_sentence(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_one_sentence(arguments, sentence, capsys):
-    assert main(arguments) == 2
+    assert run_command(main, arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
 

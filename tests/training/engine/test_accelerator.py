@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from training.config.train_config import TrainConfig
 from training.engine.accelerator import build_accelerator, check_environment
-from training.run.run_folder import RunError
+from training.errors import RunError
 
 pytestmark = pytest.mark.fault("38 accelerate's environment cannot change the recipe")
 

@@ -8,7 +8,8 @@ from timm.data import ImageNetInfo
 from timm.models import create_model, save_for_hf
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor, TinyNetModel
-from training.modeling.build import ModelError, build_model, has_imagenet_classes, model_config
+from training.errors import ModelError
+from training.modeling.build import build_model, has_imagenet_classes, model_config
 
 FRUITS = ["apple", "banana", "cherry"]
 UNNAMED = ["LABEL_0", "LABEL_1", "LABEL_2"]

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.photos import write_photo_folder
+from training.command import run_command
 from training.data.sources import load_splits
 from training.prepare.prepare import main
 from training.prepare.prepared_copy import plan_shards
@@ -51,7 +52,7 @@ def photos(tmp_path_factory):
 
 
 def run(*arguments, workers=0):
-    return main([*map(str, arguments), "--num_workers", str(workers)])
+    return run_command(main, [*map(str, arguments), "--num_workers", str(workers)])
 
 
 def rows(folder, split):
@@ -334,14 +335,16 @@ def test_what_is_no_copy_is_left_alone(kind, photos, tmp_path, capsys):
 
 def test_a_full_disk_is_one_sentence(photos, tmp_path):
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
-    code = limit + "from training.prepare.prepare import main; sys.exit(main(sys.argv[1:]))"
+    code = limit + "import runpy; runpy.run_module('training.prepare', run_name='__main__')"
     arguments = ["--dataset", photos, "--output", tmp_path / "copy", "--num_workers", 0]
     answer = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
     )
     assert answer.returncode == 2
     assert "Traceback" not in answer.stderr
-    assert answer.stderr.splitlines()[-1].startswith("error: [Errno 27] File too large")
+    sentence = answer.stderr.splitlines()[-1]
+    assert sentence.startswith("error: [Errno 27] File too large")
+    assert sentence.endswith("; the same command continues with the shards that are finished")
     assert not (tmp_path / "copy").exists()
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from training.errors import RunError
 from training.run import same_run
-from training.run.run_folder import RunError
 
 FACTS = {"lr": 0.1, "num_train": 800, "classes": ["a"] * 100, "dataset": "photos"}
 

@@ -11,6 +11,7 @@ import torch
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
 from training.config.train_config import TrainConfig
+from training.errors import RunError
 from training.explain import lr_schedule
 from training.modeling.batch_norm import batch_norm_statistics
 from training.modeling.ema import ExponentialMovingAverage
@@ -18,7 +19,6 @@ from training.optim.optimizer import build_optimizer
 from training.run.checkpoint import CheckpointError, load_checkpoint, optimizer_tensors, save_checkpoint
 from training.run.progress import Progress
 from training.run.resume import read_checkpoint, restore
-from training.run.run_folder import RunError
 
 STEPS_PER_EPOCH = 5
 # Two epochs, of which `written` has saved the end.

@@ -2,9 +2,10 @@
 
 import pytest
 
+from training.errors import RunError
 from training.run.checkpoint import save_checkpoint
 from training.run.progress import Progress
-from training.run.run_folder import RunError, default_run_name, open_run
+from training.run.run_folder import default_run_name, open_run
 
 
 @pytest.fixture

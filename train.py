@@ -349,7 +349,7 @@ def main(argv: list[str]) -> None:
             micro_batches, step_samples = plan.step_shape(step_in_epoch)
             lr = learning_rate(step)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             dropout_seed = np.random.SeedSequence((config.seed, step, rank)).generate_state(1, np.uint64)[0] >> 1
             torch.manual_seed(int(dropout_seed))
             statistics = batch_norm_statistics([network]) if most_skipped else None

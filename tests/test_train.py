@@ -261,7 +261,7 @@ MISTAKES = {
         "broken.yaml:2: unknown key 'learning_rate'; did you mean lr?",
     ),
     "misspelled flag": (["--wieght_decay", "0"], "unknown flag --wieght_decay; did you mean --weight_decay?"),
-    "EMA decay out of range": (["--ema_decay", "1.5"], "ema_decay must be at least 0 and below 1, got 1.5"),
+    "EMA decay out of range": (["--ema_decay", "1.5"], "ema_decay must be less than 1, got '1.5'"),
     "batch that does not divide": (
         [*RECIPE, "--per_device_batch_size", "48"],
         "global_batch_size must be a multiple of per_device_batch_size, got 64 and 48",

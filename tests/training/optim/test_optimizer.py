@@ -11,7 +11,6 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.nn import functional as F
 
-from training.optim import optimizer as optimizer_module
 from training.optim.optimizer import RMSpropTF, build_optimizer, weight_decay_groups
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -168,17 +167,6 @@ def test_resume_is_bit_identical():
     assert_same_weights(net, resumed_net)
     assert state_by_name(net, optimizer).keys() == state_by_name(resumed_net, resumed).keys()
     torch.testing.assert_close(state_by_name(net, optimizer), state_by_name(resumed_net, resumed), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("elements", [1, 100, 300])
-def test_result_does_not_depend_on_the_size_of_the_chunks(elements, monkeypatch):
-    whole, chunked = small_net(), small_net()
-    in_one_go, in_chunks = ours(whole), ours(chunked)
-    train(whole, in_one_go, range(5))
-    monkeypatch.setattr(optimizer_module, "CPU_CHUNK_ELEMENTS", elements)
-    train(chunked, in_chunks, range(5))
-    assert len(in_chunks._chunks) > len(in_one_go._chunks)
-    assert_same_weights(whole, chunked)
 
 
 def test_parameters_without_gradient_are_left_alone_and_may_get_one_later():

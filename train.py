@@ -66,7 +66,7 @@ from training.modeling.batch_norm import (
 from training.modeling.build import ModelError, build_model, model_config
 from training.modeling.ema import ExponentialMovingAverage
 from training.optim.loss import smoothed_targets, soft_cross_entropy
-from training.optim.optimizer import build_optimizer
+from training.optim.optimizer import build_optimizer, named_learning_rates
 from training.reporting.console import StepTimer, TrainingDisplay
 from training.reporting.curves import save_curves
 from training.reporting.metrics import MetricsLog, goodness, write_atomically, write_summary
@@ -430,6 +430,7 @@ def main(argv: list[str]) -> None:
                     "loss": agreed.loss_sum / step_samples,
                     "loss_smoothed": progress.smoothed_loss.value,
                     "lr": lr,
+                    **named_learning_rates(optimizer),
                     "grad_norm": agreed.grad_norms[0],
                     "loss_scale": accelerator.scaler.get_scale() if accelerator.scaler is not None else None,
                     "images_per_s": (step - logged_at_step) * plan.global_batch_size / (now - logged_at),

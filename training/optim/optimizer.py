@@ -136,11 +136,11 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
 def parameter_groups(model: nn.Module, weight_decay: float, backbone_lr_scale: float = 1.0) -> list[dict[str, Any]]:
     """The groups of `weight_decay_groups`, each divided into backbone and classifier if they learn at different rates.
 
-    A group's `lr_scale` is the factor of its learning rate; without one it is 1.
+    The backbone's groups have `lr_scale`, the factor of their learning rate, and a `name`.
 
     Args:
         model: its classifier is `model.classifier`; everything else is the backbone.
-        backbone_lr_scale: of the backbone; the classifier has 1.
+        backbone_lr_scale: above 0; 1 divides nothing.
 
     Raises:
         ValueError: a value out of its range, or every parameter is frozen.
@@ -151,18 +151,25 @@ def parameter_groups(model: nn.Module, weight_decay: float, backbone_lr_scale: f
     if backbone_lr_scale == 1:
         return groups
     classifier = {id(p) for p in model.get_submodule("classifier").parameters()}
-    divided = []
-    for lr_scale, in_classifier in ((backbone_lr_scale, False), (1.0, True)):
-        for group in groups:
-            params = [p for p in group["params"] if (id(p) in classifier) == in_classifier]
-            divided.append(group | {"params": params, "lr_scale": lr_scale})
-    return divided
+    backbone = [
+        group
+        | {"params": [p for p in group["params"] if id(p) not in classifier]}
+        | {"name": "backbone", "lr_scale": backbone_lr_scale}
+        for group in groups
+    ]
+    head = [group | {"params": [p for p in group["params"] if id(p) in classifier]} for group in groups]
+    return backbone + head
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Each group gets `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def named_learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """What a record states beside `lr`: `lr_<name>` of each group that has a `name`."""
+    return {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups if "name" in group}
 
 
 def build_optimizer(
@@ -178,10 +185,10 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer called `name`, over the groups that `parameter_groups` makes.
 
-    Another group of parameters is a change of `parameter_groups` and of nothing else: a group may have its own
-    `weight_decay`, any other option of the optimizer, and `lr_scale`, by which the trainer multiplies the schedule's
-    learning rate at every step. Checkpoints hold an optimizer's state by parameter name, so that they can be resumed
-    with other groups.
+    Another group of parameters is a change of `parameter_groups` and of nothing else. A group may have its own
+    `weight_decay` or other option of the optimizer, `lr_scale`, by which the trainer multiplies the schedule's
+    learning rate at every step, and `name`, under which metrics.jsonl and the trackers show that rate as `lr_<name>`.
+    Checkpoints hold an optimizer's state by parameter name, so that other groups can resume them.
 
     Args:
         name: "rmsprop" (RMSpropTF), "sgd" (without Nesterov's momentum; ignores eps and rho) or "adamw" (momentum is

@@ -13,7 +13,6 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
 UNSET = ("null", "none", "~", "")  # YAML's words for None, on the command line too
 SAVE_EVERY = re.compile(r"([1-9]\d*)\s*(steps?|min|minutes?)")
@@ -28,7 +27,7 @@ def _limit(holds: Callable[[Any], object], words: str) -> AfterValidator:
 
     def check(value: Any) -> Any:
         if not holds(value):
-            raise PydanticCustomError("limit", "Input should be {words}", {"words": words})
+            raise ValueError(f"must be {words}")
         return value
 
     return AfterValidator(check)
@@ -37,7 +36,7 @@ def _limit(holds: Callable[[Any], object], words: str) -> AfterValidator:
 def _not_bool(value: Any) -> Any:
     """To Python, True is 1."""
     if isinstance(value, bool):
-        raise PydanticCustomError("number", "Input should be a valid number")
+        raise ValueError("must be a valid number")
     return value
 
 
@@ -263,13 +262,14 @@ def names_of(*groups: str) -> list[str]:
 def one_sentence(error: ValidationError) -> str:
     """What the first mistake is, and the value: "epochs must be greater than or equal to 1, got '0'"."""
     mistake = error.errors()[0]
-    if not mistake["loc"]:  # a rule between settings, in its own words
-        return str(mistake["ctx"]["error"])
+    our_rule = mistake.get("ctx", {}).get("error")
+    if not mistake["loc"]:  # between settings, which it names
+        return str(our_rule)
     name, *inside = mistake["loc"]
     if inside or mistake["type"] in ("tuple_type", "too_long"):
         return f"{name} must be two numbers, got {mistake['input']!r}"
     # pydantic adds how it failed to read the value, which comes next anyway.
-    rule = re.sub(r", (unable to (parse string|interpret)|got) .*", "", mistake["msg"])
+    rule = str(our_rule or re.sub(r", (unable to (parse string|interpret)|got) .*", "", mistake["msg"]))
     rule = rule.replace("Input should", "must").replace("a valid boolean", "true or false")
     return f"{name} {rule}, got {mistake['input']!r}"
 

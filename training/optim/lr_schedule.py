@@ -83,7 +83,7 @@ def _cosine(
     def lr(step: int) -> float:
         if step < warmup_steps:
             return float(start + step * (peak - start) / warmup_steps)
-        progress = min(Fraction(step - warmup_steps, total_steps - warmup_steps), 1)
+        progress = min(Fraction(step - warmup_steps, total_steps - warmup_steps), Fraction(1))
         return float(lowest) + float(peak - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
     return lr

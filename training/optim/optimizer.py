@@ -70,7 +70,7 @@ class RMSpropTF(torch.optim.Optimizer):
                     raise ValueError(f"this RMSProp has {option}={value}, the state to load has {group[option]}")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient.
 
         Args:
@@ -93,9 +93,9 @@ class RMSpropTF(torch.optim.Optimizer):
         buffers = [state["momentum_buffer"] for state in states]
         # Nothing here needs the count, but timm's class cannot resume without one.
         torch._foreach_add_([state["step"] for state in states], torch.tensor(1.0))
-        gradients = [p.grad for p in params]
+        gradients = [p.grad for p in params if p.grad is not None]
         if group["weight_decay"] != 0:
-            gradients = torch._foreach_add(gradients, params, alpha=group["weight_decay"])
+            gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
         torch._foreach_lerp_(square_avgs, torch._foreach_mul(gradients, gradients), 1 - group["alpha"])
         roots = torch._foreach_add(square_avgs, group["eps"])
         torch._foreach_sqrt_(roots)

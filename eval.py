@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from training.command import CommandParser, run_command
 from training.config.arguments import add_data_flags, fraction, input_file, nonempty, output_file, whole_number
-from training.config.train_config import FIELDS, default_num_workers
+from training.config.fields import FIELDS
 from training.data.sources import Splits, is_folder_of_classes, load_splits, num_samples
 from training.errors import DataError
 from training.evaluation.evaluate import evaluate
@@ -31,6 +31,7 @@ from training.loading.loaders import build_dataset, build_eval_loader
 from training.loading.workers import workers_lost
 from training.reporting.metrics import write_summary
 from training.reporting.text_table import aligned
+from training.system.cores import default_num_workers
 from training.system.memory import keep_freed_memory
 from training.transforms.device_transforms import DeviceTransform
 from training.transforms.preprocessing import Preprocessing

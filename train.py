@@ -65,7 +65,7 @@ from training.modeling.batch_norm import (
 from training.modeling.build import build_model, model_config
 from training.modeling.ema import ExponentialMovingAverage
 from training.optim.loss import smoothed_targets, soft_cross_entropy
-from training.optim.optimizer import build_optimizer
+from training.optim.optimizer import build_optimizer, named_learning_rates
 from training.reporting.console import StepTimer, TrainingDisplay
 from training.reporting.curves import save_curves
 from training.reporting.metrics import MetricsLog, goodness, write_atomically, write_summary
@@ -336,7 +336,7 @@ def main(argv: list[str]) -> None:
             micro_batches, step_samples = plan.step_shape(step_in_epoch)
             lr = learning_rate(step)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             dropout_seed = np.random.SeedSequence((config.seed, step, rank)).generate_state(1, np.uint64)[0] >> 1
             torch.manual_seed(int(dropout_seed))
             statistics = batch_norm_statistics([network]) if most_skipped else None
@@ -417,6 +417,7 @@ def main(argv: list[str]) -> None:
                     "loss": agreed.loss_sum / step_samples,
                     "loss_smoothed": progress.smoothed_loss.value,
                     "lr": lr,
+                    **named_learning_rates(optimizer),
                     "grad_norm": agreed.grad_norms[0],
                     "loss_scale": accelerator.scaler.get_scale() if accelerator.scaler is not None else None,
                     "images_per_s": (step - logged_at_step) * plan.global_batch_size / (now - logged_at),

@@ -139,23 +139,44 @@ FROZEN = (
 )
 
 
-def test_a_saved_models_image_processor_decides_and_is_saved_again(tmp_path):
-    """Unlike its config.json, which says ImageNet's mean and std, 32 px, and 7/8 of the image."""
+@pytest.fixture(scope="module")
+def fine_tuned(tmp_path_factory) -> tuple[Path, str]:
+    """A run from a saved model whose backbone's learning rate is next to nothing: its folder and its output."""
+    folder = tmp_path_factory.mktemp("fine_tuned")
     config = TinyNetConfig.from_variant("tinynet_e", image_size=32, num_labels=10)
-    TinyNetForImageClassification(config).save_pretrained(tmp_path / "model")
+    TinyNetForImageClassification(config).save_pretrained(folder / "model")
     sizes = {"size": {"shortest_edge": 40}, "crop_size": {"height": 36, "width": 36}}
     processor = TinyNetImageProcessor(image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25], **sizes)
-    processor.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(folder / "model")
     recipe = ROOT / "configuration" / "finetune.yaml"  # which leaves the image size to the model
     flags = ("--recipe", recipe, "--dataset", "./digits", "--model", "./model", "--run_name", "run")
     flags += ("--epochs", 1, "--warmup_epochs", 0, "--num_workers", 0)
-    output = trained(*flags, folder=tmp_path)
+    flags += ("--backbone_lr_scale", 1e-9, "--log_every_steps", 1)
+    return folder, trained(*flags, folder=folder)
+
+
+def test_a_saved_models_image_processor_decides_and_is_saved_again(fine_tuned):
+    """Unlike its config.json, which says ImageNet's mean and std, 32 px, and 7/8 of the image."""
+    folder, output = fine_tuned
+    processor = TinyNetImageProcessor.from_pretrained(folder / "model")
     assert "at 36 px" in output
     assert "mean 0.5 0.5 0.5 and std 0.25 0.25 0.25 as its image processor states" in output
     for name in ("best", "last"):
-        saved = tmp_path / "runs" / "run" / name
+        saved = folder / "runs" / "run" / name
         assert TinyNetImageProcessor.from_pretrained(saved).to_dict() == processor.to_dict()
         assert TinyNetConfig.from_pretrained(saved).resize_size == 40
+
+
+def test_the_backbone_learns_at_its_own_rate(fine_tuned):
+    folder, _ = fine_tuned
+    records = [record for record in read_metrics(folder / "runs/run/metrics.jsonl") if record["kind"] == "step"]
+    assert len(records) == 13
+    assert [record["lr_backbone"] for record in records] == [record["lr"] * 1e-9 for record in records]
+    assert records[0]["lr"] == 5e-4 > records[-1]["lr"]
+    initial = safetensors.torch.load_file(folder / "model" / "model.safetensors")
+    trained_model = TinyNetForImageClassification.from_pretrained(folder / "runs/run/last")
+    for name, p in trained_model.tinynet.named_parameters():
+        assert (p - initial[name]).abs().max() < 1e-7, name
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +282,7 @@ MISTAKES = {
         "broken.yaml:2: unknown key 'learning_rate'; did you mean lr?",
     ),
     "misspelled flag": (["--wieght_decay", "0"], "unknown flag --wieght_decay; did you mean --weight_decay?"),
-    "EMA decay out of range": (["--ema_decay", "1.5"], "ema_decay must be at least 0 and below 1, got 1.5"),
+    "EMA decay out of range": (["--ema_decay", "1.5"], "ema_decay must be less than 1, got '1.5'"),
     "batch that does not divide": (
         [*RECIPE, "--per_device_batch_size", "48"],
         "global_batch_size must be a multiple of per_device_batch_size, got 64 and 48",

@@ -197,6 +197,10 @@ def _learning_rates(config: TrainConfig, steps_per_epoch: int) -> Rows:
     rows.append(("peak", f"{schedule(peak_step):.6g} in epoch {peak_step // steps_per_epoch}"))
     last_step = config.epochs * steps_per_epoch - 1
     rows.append(("last step", f"{schedule(last_step):.6g}"))
+    if (scale := config.backbone_lr_scale) != 1:
+        rows.append(
+            ("backbone", f"x {scale:g}: peak {scale * schedule(peak_step):.6g}; the rates above are the classifier's")
+        )
     if remark := warmup_remark(config, steps_per_epoch):
         rows.append(("remark", remark))
     return rows

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,6 +66,14 @@ def test_learning_rates_are_the_published_ones_and_few():
     assert lines["449"] == "0.000161271"
     assert lines["peak"] == "0.04656 in epoch 3"
     assert len([label for label in lines if label.isdigit()]) <= 14
+
+
+def test_the_backbones_learning_rate_is_shown_where_it_has_its_own():
+    text = explained(TrainConfig(model="tinynet_c", backbone_lr_scale=0.1))
+    assert lines_of(text)["backbone"] == "x 0.1: peak 0.004656; the rates above are the classifier's"
+    assert "backbone_lr_scale  1 -> 0.1" in re.sub(" {2,}", "  ", text)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "backbone" not in explained(TrainConfig(model="tinynet_c"))
 
 
 def test_a_run_that_ends_in_its_warm_up_is_remarked_upon():

@@ -6,7 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from training.config.train_config import FIELDS, TrainConfig, default_num_workers, short_text
+from pydantic import ValidationError
+
+from training.config.fields import FIELDS, one_sentence, short_text
+from training.config.train_config import TrainConfig
+from training.system.cores import default_num_workers
 
 DATA_FLAGS = (
     "dataset",
@@ -99,5 +103,5 @@ def data_config(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     """The configuration of these flags; ends with code 2 and one sentence where one is wrong."""
     try:
         return TrainConfig(**{name: getattr(options, name) for name in DATA_FLAGS})
-    except ValueError as error:
-        parser.error(str(error))
+    except ValidationError as error:
+        parser.error(one_sentence(error))

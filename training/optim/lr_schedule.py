@@ -53,30 +53,40 @@ def build_schedule(
     _require(interval > 0, "decay_epochs must be positive", decay_epochs)
     _require(0 < rate <= 1, "decay_rate must be above 0 and at most 1", decay_rate)
     _require(0 <= lowest <= peak, f"min_lr must lie between 0 and lr {lr}", min_lr)
-    warmup_steps = warmup * steps_per_epoch
+    if name == "staircase":
+        return _staircase(peak, start, warmup, interval, rate, steps_per_epoch)
+    if name == "cosine":
+        _require(
+            warmup * steps_per_epoch < total_steps,
+            f"warmup_epochs must be below the run's {total_steps / steps_per_epoch:g} epochs for a cosine",
+            warmup_epochs,
+        )
+        return _cosine(peak, start, warmup * steps_per_epoch, lowest, total_steps)
+    raise ValueError(f"schedule must be staircase or cosine, got {name!r}")
 
-    def staircase(step: int) -> float:
+
+def _staircase(
+    peak: Fraction, start: Fraction, warmup: Fraction, interval: Fraction, rate: Fraction, steps_per_epoch: int
+) -> Callable[[int], float]:
+    def lr(step: int) -> float:
         epoch = step // steps_per_epoch
         if epoch < warmup:
             return float(start + epoch * (peak - start) / warmup)
         return float(peak * rate ** (epoch // interval))
 
-    def cosine(step: int) -> float:
+    return lr
+
+
+def _cosine(
+    peak: Fraction, start: Fraction, warmup_steps: Fraction, lowest: Fraction, total_steps: int
+) -> Callable[[int], float]:
+    def lr(step: int) -> float:
         if step < warmup_steps:
             return float(start + step * (peak - start) / warmup_steps)
         progress = min(Fraction(step - warmup_steps, total_steps - warmup_steps), Fraction(1))
         return float(lowest) + float(peak - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
-    if name == "staircase":
-        return staircase
-    if name == "cosine":
-        _require(
-            warmup_steps < total_steps,
-            f"warmup_epochs must be below the run's {total_steps / steps_per_epoch:g} epochs for a cosine",
-            warmup_epochs,
-        )
-        return cosine
-    raise ValueError(f"schedule must be staircase or cosine, got {name!r}")
+    return lr
 
 
 def _fraction(field: str, value: float | str) -> Fraction:

@@ -6,83 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# On a CPU one update runs over so many elements at a time that they stay in the cache from its first line to its last.
-CPU_CHUNK_ELEMENTS = 2**18
-
 # What timm's RMSpropTF can vary and this class cannot. timm reads these from the parameter groups of a loaded state.
 FIXED_OPTIONS = {"centered": False, "decoupled_decay": False, "lr_in_momentum": True, "caution": False}
 
 
-class _Chunk:
-    """Parameters of one group, device and dtype, updated together; their optimizer state is one flat piece of memory.
-
-    A TinyNet has up to 252 parameters, most of them tiny, so that an operation on each costs more than its arithmetic:
-    on flat memory only reading the gradients, the weight decay and the last subtraction still touch each parameter.
-
-    Args:
-        group: the parameter group, read at each update.
-        params: parameters with gradients.
-        state: the optimizer's state, whose entries become views of the flat memory and keep their values.
-        scratch: (2, N) with N at least the number of elements; its content counts for nothing between updates.
-    """
-
-    def __init__(
-        self, group: dict[str, Any], params: list[Tensor], state: dict[Tensor, dict[str, Any]], scratch: Tensor
-    ) -> None:
-        size = sum(p.numel() for p in params)
-        self.group = group
-        self.params = params
-        self.step = torch.zeros(len(params))
-        self.square_avg = scratch.new_ones(size)
-        self.momentum_buffer = scratch.new_zeros(size)
-        self.gradient, self.root = scratch[:, :size]
-        self.gradients = _views(self.gradient, params)
-        self.updates = _views(self.momentum_buffer, params)
-        views = {
-            "step": self.step.unbind(),
-            "square_avg": _views(self.square_avg, params),
-            "momentum_buffer": self.updates,
-        }
-        for name, tensors in views.items():
-            for p, view in zip(params, tensors, strict=True):
-                if name in state[p]:
-                    view.copy_(torch.as_tensor(state[p][name]))
-                state[p][name] = view
-
-    def update(self) -> None:
-        """The formula of RMSpropTF, its operations in timm's order, so that they round alike."""
-        group = self.group
-        self.step.add_(1)  # nothing here needs the count, but timm's class cannot continue without one
-        torch._foreach_copy_(self.gradients, [p.grad for p in self.params if p.grad is not None])
-        if group["weight_decay"] != 0:
-            torch._foreach_add_(self.gradients, self.params, alpha=group["weight_decay"])
-        torch.mul(self.gradient, self.gradient, out=self.root)
-        self.square_avg.lerp_(self.root, 1 - group["alpha"])
-        torch.add(self.square_avg, group["eps"], out=self.root).sqrt_()
-        self.momentum_buffer.mul_(group["momentum"]).addcdiv_(self.gradient, self.root, value=group["lr"])
-        torch._foreach_sub_(self.params, self.updates)
-
-
-def _views(flat: Tensor, params: list[Tensor]) -> list[Tensor]:
-    pieces = flat.split([p.numel() for p in params])
-    return [piece.view(p.shape) for piece, p in zip(pieces, params, strict=True)]
-
-
-def _split(params: list[Tensor], limit: int) -> list[list[Tensor]]:
-    """Consecutive parameters with at most `limit` elements together; a larger one is alone."""
-    lists: list[list[Tensor]] = []
-    room = 0
-    for p in params:
-        if not lists or p.numel() > room:
-            lists.append([])
-            room = limit
-        lists[-1].append(p)
-        room -= p.numel()
-    return lists
-
-
 class RMSpropTF(torch.optim.Optimizer):
-    """RMSProp in TensorFlow's form, in few passes over memory.
+    """RMSProp in TensorFlow's form, with torch's operations on lists of tensors.
 
     For the gradient of each parameter w::
 
@@ -94,9 +23,6 @@ class RMSpropTF(torch.optim.Optimizer):
     `torch.optim.RMSprop` is another function: its v starts at 0, its epsilon stands outside the root and its learning
     rate outside the momentum. The state has timm's names (`step`, `square_avg`, `momentum_buffer`), so that a
     state_dict of this class loads into `timm.optim.RMSpropTF` and back. `p.grad` is left as it was.
-
-    Beside its state it keeps scratch memory: two chunks on a CPU, twice the parameters on other devices. Allocating
-    that anew at each step took as long as the arithmetic.
 
     Args:
         params: parameters, or groups of them; lr, alpha, momentum, eps and weight_decay may differ by group.
@@ -132,22 +58,19 @@ class RMSpropTF(torch.optim.Optimizer):
             raise ValueError(f"eps must be positive, got {eps}")
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
-        self._chunks: list[_Chunk] = []
-        self._packed: list[int] = []
         defaults = {"lr": lr, "alpha": alpha, "momentum": momentum, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults | FIXED_OPTIONS)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Called by load_state_dict, copy and unpickling: the new state is not in the chunks' memory."""
+        """Called by load_state_dict, copy and unpickling."""
         super().__setstate__(state)
-        self._chunks, self._packed = [], []
         for group in self.param_groups:
             for option, value in FIXED_OPTIONS.items():
                 if group.setdefault(option, value) != value:
                     raise ValueError(f"this RMSProp has {option}={value}, the state to load has {group[option]}")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient.
 
         Args:
@@ -157,27 +80,37 @@ class RMSpropTF(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with_gradient = [id(p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if with_gradient != self._packed:
-            self._chunks = [chunk for group in self.param_groups for chunk in self._pack(group)]
-            self._packed = with_gradient
-        for chunk in self._chunks:
-            chunk.update()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(group, params)
         return loss
 
-    def _pack(self, group: dict[str, Any]) -> list[_Chunk]:
-        alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for p in group["params"]:
-            if p.grad is not None:
-                alike.setdefault((p.device, p.dtype), []).append(p)
-        chunks = []
-        for (device, dtype), params in alike.items():
-            elements = sum(p.numel() for p in params)
-            lists = _split(params, CPU_CHUNK_ELEMENTS if device.type == "cpu" else elements)
-            longest = max(sum(p.numel() for p in members) for members in lists)
-            scratch = torch.empty(2, longest, device=device, dtype=dtype)
-            chunks += [_Chunk(group, members, self.state, scratch) for members in lists]
-        return chunks
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """The formula of RMSpropTF, its operations in timm's order, so that they round alike."""
+        states = [self._state_of(p) for p in params]
+        square_avgs = [state["square_avg"] for state in states]
+        buffers = [state["momentum_buffer"] for state in states]
+        # Nothing here needs the count, but timm's class cannot resume without one.
+        torch._foreach_add_([state["step"] for state in states], torch.tensor(1.0))
+        gradients = [p.grad for p in params if p.grad is not None]
+        if group["weight_decay"] != 0:
+            gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
+        torch._foreach_lerp_(square_avgs, torch._foreach_mul(gradients, gradients), 1 - group["alpha"])
+        roots = torch._foreach_add(square_avgs, group["eps"])
+        torch._foreach_sqrt_(roots)
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_addcdiv_(buffers, gradients, roots, value=group["lr"])
+        torch._foreach_sub_(params, buffers)
+
+    def _state_of(self, p: Tensor) -> dict[str, Tensor]:
+        state = self.state[p]
+        if "step" not in state:
+            state["step"] = torch.zeros(())
+            state["square_avg"] = torch.ones_like(p)
+        if "momentum_buffer" not in state:  # timm's class has none without momentum
+            state["momentum_buffer"] = torch.zeros_like(p)
+        return state
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -200,6 +133,45 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
     return [{"params": without, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
+def parameter_groups(model: nn.Module, weight_decay: float, backbone_lr_scale: float = 1.0) -> list[dict[str, Any]]:
+    """The groups of `weight_decay_groups`, each divided into backbone and classifier if they learn at different rates.
+
+    The backbone's groups have `lr_scale`, the factor of their learning rate, and a `name`.
+
+    Args:
+        model: its classifier is `model.classifier`; everything else is the backbone.
+        backbone_lr_scale: above 0; 1 divides nothing.
+
+    Raises:
+        ValueError: a value out of its range, or every parameter is frozen.
+    """
+    if not backbone_lr_scale > 0:
+        raise ValueError(f"backbone_lr_scale must be positive, got {backbone_lr_scale}")
+    groups = weight_decay_groups(model, weight_decay)
+    if backbone_lr_scale == 1:
+        return groups
+    classifier = {id(p) for p in model.get_submodule("classifier").parameters()}
+    backbone = [
+        group
+        | {"params": [p for p in group["params"] if id(p) not in classifier]}
+        | {"name": "backbone", "lr_scale": backbone_lr_scale}
+        for group in groups
+    ]
+    head = [group | {"params": [p for p in group["params"] if id(p) in classifier]} for group in groups]
+    return backbone + head
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Each group gets `lr` times its `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def named_learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """What a record states beside `lr`: `lr_<name>` of each group that has a `name`."""
+    return {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups if "name" in group}
+
+
 def build_optimizer(
     model: nn.Module,
     name: str,
@@ -209,8 +181,14 @@ def build_optimizer(
     eps: float,
     weight_decay: float,
     rho: float = 0.9,
+    backbone_lr_scale: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer called `name`, with weight decay only where `weight_decay_groups` puts it.
+    """The optimizer called `name`, over the groups that `parameter_groups` makes.
+
+    Another group of parameters is a change of `parameter_groups` and of nothing else. A group may have its own
+    `weight_decay` or other option of the optimizer, `lr_scale`, by which the trainer multiplies the schedule's
+    learning rate at every step, and `name`, under which metrics.jsonl and the trackers show that rate as `lr_<name>`.
+    Checkpoints hold an optimizer's state by parameter name, so that other groups can resume them.
 
     Args:
         name: "rmsprop" (RMSpropTF), "sgd" (without Nesterov's momentum; ignores eps and rho) or "adamw" (momentum is
@@ -221,12 +199,16 @@ def build_optimizer(
     Raises:
         ValueError: another name, or a value that the optimizer does not take.
     """
-    groups = weight_decay_groups(model, weight_decay)
+    groups = parameter_groups(model, weight_decay, backbone_lr_scale)
+    optimizer: torch.optim.Optimizer
     match name:
         case "rmsprop":
-            return RMSpropTF(groups, lr, alpha=rho, momentum=momentum, eps=eps)
+            optimizer = RMSpropTF(groups, lr, alpha=rho, momentum=momentum, eps=eps)
         case "sgd":
-            return torch.optim.SGD(groups, lr, momentum=momentum, foreach=True)
+            optimizer = torch.optim.SGD(groups, lr, momentum=momentum, foreach=True)
         case "adamw":
-            return torch.optim.AdamW(groups, lr, betas=(momentum, 0.999), eps=eps, foreach=True)
-    raise ValueError(f"optimizer must be rmsprop, sgd or adamw, got {name!r}")
+            optimizer = torch.optim.AdamW(groups, lr, betas=(momentum, 0.999), eps=eps, foreach=True)
+        case _:
+            raise ValueError(f"optimizer must be rmsprop, sgd or adamw, got {name!r}")
+    set_learning_rate(optimizer, lr)
+    return optimizer

@@ -7,7 +7,8 @@ Two kinds of lines, told apart by "kind":
            overflowed_steps
 
 `loss_scale` is fp16's, after the step; null in another precision. `skipped_steps` (a loss or gradient that was not
-finite) and `overflowed_steps` (left out by fp16's gradient scaler) count from the start of the run.
+finite) and `overflowed_steps` (left out by fp16's gradient scaler) count from the start of the run. `lr_backbone` is
+in a step record where the backbone has its own learning rate.
 
 `step` is the number of optimizer steps done and `epoch` the number of epochs done, so epoch = step / steps_per_epoch:
 a fraction in a step record, a whole number from 1 on in an epoch record. `raw` and `ema` are the integer counts of one

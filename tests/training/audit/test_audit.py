@@ -490,7 +490,7 @@ def test_labels_that_cannot_be_trained_on_are_exit_code_2(tmp_path, capsys, labe
     ("arguments", "sentence"),
     [
         ([], "the following arguments are required: --dataset"),
-        (["--dataset", "digits", "--validation_fraction", "2"], "validation_fraction must be above 0 and below 1"),
+        (["--dataset", "digits", "--validation_fraction", "2"], "validation_fraction must be less than 1, got '2'"),
         (["--dataset", "digits", "--num_workers", "-1"], "must be a whole number of at least 0, got '-1'"),
         (["--dataset", "digits", "--list", "many"], "must be a whole number of at least 0, got 'many'"),
         (["--dataset", "digits", "--report", "nowhere/a.json"], "must be a file in a folder that can be written to"),

@@ -1,6 +1,8 @@
 import dataclasses
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,19 +10,16 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+from pydantic import ValidationError
 
 from modeling_tinynet import TinyNetConfig
-from training.config.train_config import (
-    FIELDS,
-    GROUPS,
-    OTHER_NAMES,
-    TrainConfig,
-    default_num_workers,
-    parse_config,
-    read_recipe,
-    rescaled,
-    skip_limit,
-)
+from training.command import run_command
+from training.config.fields import FIELDS, GROUPS, one_sentence, skip_limit
+from training.config.recipe import read_recipe
+from training.config.rescaling import rescaled
+from training.config.suggestion import OTHER_NAMES
+from training.config.train_config import TrainConfig, parse_config
+from training.system.cores import default_num_workers
 
 ROOT = Path(__file__).parents[3]
 RECIPES = ROOT / "configuration"
@@ -109,15 +108,21 @@ def recipe(tmp_path):
     return write
 
 
+def ends_with(argv):
+    """The exit code of a command that reads this line and does nothing else."""
+    try:
+        return run_command(lambda argv: print(parse_config(argv)), argv, launched=True)
+    except SystemExit as stop:  # argparse's
+        return stop.code
+
+
 @pytest.fixture
 def refusal(capsys):
     """The one sentence with which a command line is refused."""
 
     def refuse(*argv: str) -> str:
-        with pytest.raises(SystemExit) as stop:
-            parse_config(argv)
+        assert ends_with(argv) == 2
         out, err = capsys.readouterr()
-        assert stop.value.code == 2
         assert out == ""
         assert err.count("\n") == 1 and err.endswith("\n")
         assert "Traceback" not in err
@@ -211,20 +216,20 @@ def test_hyphens_are_underscores():
         ("epochs: 5\nwarmup_epoch: 3\n", ":2: unknown key 'warmup_epoch'; did you mean warmup_epochs?"),
         ("drop_connect: 0.1\n", ":1: unknown key 'drop_connect'; did you mean drop_path_rate?"),
         ("xyzzy: 1\n", ":1: unknown key 'xyzzy'; --help lists all of them"),
-        ("lr: fast\n", ":1: lr must be a number, got 'fast'"),
-        ("lr: '0,048'\n", ":1: lr must be a number, got '0,048'"),
-        ("lr: [0.1, 0.2]\n", ":1: lr must be a number, got ['0.1', '0.2']"),
-        ("lr: nan\n", ":1: lr must be a number, got 'nan'"),
-        ("lr:\n", ":1: lr must be a number, got ''"),
-        ("epochs: 4.5\n", ":1: epochs must be a whole number, got '4.5'"),
-        ("epochs: true\n", ":1: epochs must be a whole number, got 'true'"),
+        ("lr: fast\n", ":1: lr must be a valid number, got 'fast'"),
+        ("lr: '0,048'\n", ":1: lr must be a valid number, got '0,048'"),
+        ("lr: [0.1, 0.2]\n", ":1: lr must be a valid number, got ['0.1', '0.2']"),
+        ("lr: nan\n", ":1: lr must be a finite number, got 'nan'"),
+        ("lr:\n", ":1: lr must be a valid number, got ''"),
+        ("epochs: 4.5\n", ":1: epochs must be a valid integer, got '4.5'"),
+        ("epochs: true\n", ":1: epochs must be a valid integer, got 'true'"),
         ("drop_last: maybe\n", ":1: drop_last must be true or false, got 'maybe'"),
         ("crop_scale: 0.5\n", ":1: crop_scale must be two numbers, got '0.5'"),
         ("crop_scale: [0.5, 0.7, 1]\n", ":1: crop_scale must be two numbers, got ['0.5', '0.7', '1']"),
-        ("optimizer: lamb\n", ":1: optimizer must be one of rmsprop, sgd, adamw, got 'lamb'"),
+        ("optimizer: lamb\n", ":1: optimizer must be 'rmsprop', 'sgd' or 'adamw', got 'lamb'"),
         ("lr: 0.1\nlr: 0.2\n", ":2: lr is given twice"),
         ("lr: 0.1\nepochs: [\n", ":3: not valid YAML: "),
-        ("model: {variant: a}\n", ":1: model must be text, got {'variant': 'a'}"),
+        ("model: {variant: a}\n", ":1: model must be a valid string, got {'variant': 'a'}"),
         ("? [lr, epochs]\n: 1\n", ":1: unknown key "),
         ("- lr\n", "must be lines of `key: value`"),
         ("", "must be lines of `key: value`"),
@@ -250,19 +255,23 @@ def test_wrong_recipes_are_refused_with_file_and_line(recipe, refusal, text, sen
         (["imagenet"], "unexpected argument 'imagenet'; every value needs its flag before it"),
         (["--lr"], "argument --lr: expected one argument"),
         (["--crop_scale", "0.5"], "argument --crop_scale: expected 2 arguments"),
-        (["--lr", "fast"], "lr must be a number, got 'fast'"),
-        (["--lr", "-1"], "lr must be positive, got -1.0"),
-        (["--lr", "inf"], "lr must be a number, got 'inf'"),
-        (["--ema_decay", "1"], "ema_decay must be at least 0 and below 1, got 1.0"),
-        (["--ema_decay", "-0.1"], "ema_decay must be at least 0 and below 1, got -0.1"),
-        (["--dropout_rate", "1"], "dropout_rate must be at least 0 and below 1, got 1.0"),
-        (["--horizontal_flip", "1.5"], "horizontal_flip must be between 0 and 1, got 1.5"),
-        (["--epochs", "0"], "epochs must be at least 1, got 0"),
-        (["--keep", "1"], "keep must be at least 2, got 1"),
-        (["--crop_scale", "1", "0.5"], "crop_scale must be two shares of the area, 0 < low <= high <= 1, got 1.0 0.5"),
-        (["--crop_ratio", "0", "1"], "crop_ratio must be two ratios, 0 < low <= high, got 0.0 1.0"),
-        (["--optimizer", "adam"], "optimizer must be one of rmsprop, sgd, adamw, got 'adam'"),
-        (["--precision", "fp8"], "precision must be one of no, fp16, bf16, got 'fp8'"),
+        (["--lr", "fast"], "lr must be a valid number, got 'fast'"),
+        (["--lr", "-1"], "lr must be greater than 0, got '-1'"),
+        (["--lr", "inf"], "lr must be a finite number, got 'inf'"),
+        (["--ema_decay", "1"], "ema_decay must be less than 1, got '1'"),
+        (["--ema_decay", "-0.1"], "ema_decay must be greater than or equal to 0, got '-0.1'"),
+        (["--dropout_rate", "1"], "dropout_rate must be less than 1, got '1'"),
+        (["--horizontal_flip", "1.5"], "horizontal_flip must be less than or equal to 1, got '1.5'"),
+        (["--epochs", "0"], "epochs must be greater than or equal to 1, got '0'"),
+        (["--keep", "1"], "keep must be greater than or equal to 2, got '1'"),
+        (
+            ["--crop_scale", "1", "0.5"],
+            "crop_scale must be two shares of the area, 0 < low <= high <= 1, got ['1', '0.5']",
+        ),
+        (["--crop_scale", "0.5", "x"], "crop_scale must be two numbers, got 'x'"),
+        (["--crop_ratio", "0", "1"], "crop_ratio must be two ratios, 0 < low <= high, got ['0', '1']"),
+        (["--optimizer", "adam"], "optimizer must be 'rmsprop', 'sgd' or 'adamw', got 'adam'"),
+        (["--precision", "fp8"], "precision must be 'no', 'fp16' or 'bf16', got 'fp8'"),
         (["--model", ""], "model must be a name, not empty, got ''"),
         (
             ["--per_device_batch_size", "100"],
@@ -271,7 +280,11 @@ def test_wrong_recipes_are_refused_with_file_and_line(recipe, refusal, text, sen
         (["--on_bad_image", "skip"], "on_bad_image must be stop, or skip:N with a whole N, got 'skip'"),
         (["--on_nonfinite", "skip:0"], "on_nonfinite must be stop, or skip:N with a whole N, got 'skip:0'"),
         (["--save_every", "10"], "save_every must be an interval like 500steps or 10min, got '10'"),
-        (["--timeout_s", "0"], "timeout_s must be at least 1, got 0"),
+        (["--timeout_s", "0"], "timeout_s must be greater than or equal to 1, got '0'"),
+        (
+            ["--backbone_lr_scale", "0"],
+            "backbone_lr_scale must be above 0 (a factor like 1e-3 leaves the weights almost as they are), got '0'",
+        ),
         (["--min_lr", "0.1"], "min_lr must not be above lr (0.048), got 0.1"),
         (
             ["--schedule", "cosine", "--epochs", "3"],
@@ -287,11 +300,9 @@ def test_one_process_of_many_says_what_is_wrong(monkeypatch, capsys):
     said = []
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        with pytest.raises(SystemExit) as stop:
-            parse_config(["--epochs", "0"])
-        assert stop.value.code == 2
+        assert ends_with(["--epochs", "0"]) == 2
         said.append(capsys.readouterr().err)
-    assert said == ["error: epochs must be at least 1, got 0\n", ""]
+    assert said == ["error: epochs must be greater than or equal to 1, got '0'\n", ""]
 
 
 def test_a_recipe_that_cannot_be_read_is_refused(tmp_path, refusal):
@@ -307,18 +318,39 @@ def test_a_recipe_that_cannot_be_read_is_refused(tmp_path, refusal):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
-        ({"lr": None}, "lr must be a number, got None"),
-        ({"epochs": 4.5}, "epochs must be a whole number, got 4.5"),
-        ({"model": 3}, "model must be text, got 3"),
-        ({"crop_scale": (0.5,)}, r"crop_scale must be two numbers, got \(0.5,\)"),
+        ({"lr": "fast"}, "lr must be a valid number, got 'fast'"),
+        ({"lr": None}, "lr must be a valid number, got None"),
+        ({"lr": True}, "lr must be a valid number, got True"),
+        ({"epochs": 4.5}, "epochs must be a valid integer, got 4.5"),
+        ({"epochs": True}, "epochs must be a valid number, got True"),
+        ({"model": 3}, "model must be a valid string, got 3"),
+        (
+            {"model": "caf\udce9"},
+            r"model must be UTF-8 text, got 'caf\udce9'",
+        ),
+        ({"crop_scale": (0.5,)}, "crop_scale must be two numbers, got (0.5,)"),
         ({"push_to_hub": "me/x..y"}, "push_to_hub must be a repository like me/tinynet-flowers, got 'me/x..y'"),
         ({"push_to_hub": "tinynet"}, "push_to_hub must be a repository like me/tinynet-flowers, got 'tinynet'"),
+        ({"min_lr": 0.1}, "min_lr must not be above lr (0.048), got 0.1"),
     ],
 )
 def test_construction_is_checked_as_the_command_line_is(values, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValidationError) as refusal:
         TrainConfig(**values)
+    assert one_sentence(refusal.value) == sentence
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_setting_takes_what_it_is_not_made_for(name):
+    """A setting without a check would take this."""
+    with pytest.raises(ValidationError) as refusal:
+        TrainConfig(**{name: [["x"]]})
+    assert one_sentence(refusal.value).startswith(f"{name} must be ")
+
+
+def test_an_unknown_setting_is_an_error():
+    with pytest.raises(ValidationError, match="learning_rate"):
+        TrainConfig(learning_rate=0.1)
 
 
 def test_stop_tolerates_nothing_and_skip_its_number():
@@ -413,6 +445,12 @@ def test_help_teaches(capsys):
     assert examples.count("accelerate launch") == 3
     for path in re.findall(r"configuration/[\w/]+\.yaml", examples):
         assert (ROOT / path).is_file()
+
+
+def test_the_configuration_does_not_import_torch():
+    """It is read before anything that takes seconds to import, and where torch is not installed."""
+    imported = "import sys, training.config.train_config; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", imported], cwd=ROOT, check=True)
 
 
 # Recipes

@@ -161,7 +161,7 @@ def test_mistakes_are_one_sentence(arguments, sentence, capsys):
     [
         (["--secnods", "3"], "unknown flag --secnods"),
         (["--seconds", "0"], "--seconds: must be a whole number of at least 1, got '0'"),
-        (["--lr", "fast"], "lr must be a number, got 'fast'"),
+        (["--lr", "fast"], "lr must be a valid number, got 'fast'"),
     ],
 )
 def test_wrong_flags_are_exit_code_2(arguments, sentence, capsys):

@@ -11,8 +11,14 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.nn import functional as F
 
-from training.optim import optimizer as optimizer_module
-from training.optim.optimizer import RMSpropTF, build_optimizer, weight_decay_groups
+from training.optim.optimizer import (
+    RMSpropTF,
+    build_optimizer,
+    named_learning_rates,
+    parameter_groups,
+    set_learning_rate,
+    weight_decay_groups,
+)
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 RECIPE = {"lr": 0.048, "momentum": 0.9, "eps": 1e-3, "weight_decay": 1e-5}
@@ -170,17 +176,6 @@ def test_resume_is_bit_identical():
     torch.testing.assert_close(state_by_name(net, optimizer), state_by_name(resumed_net, resumed), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("elements", [1, 100, 300])
-def test_result_does_not_depend_on_the_size_of_the_chunks(elements, monkeypatch):
-    whole, chunked = small_net(), small_net()
-    in_one_go, in_chunks = ours(whole), ours(chunked)
-    train(whole, in_one_go, range(5))
-    monkeypatch.setattr(optimizer_module, "CPU_CHUNK_ELEMENTS", elements)
-    train(chunked, in_chunks, range(5))
-    assert len(in_chunks._chunks) > len(in_one_go._chunks)
-    assert_same_weights(whole, chunked)
-
-
 def test_parameters_without_gradient_are_left_alone_and_may_get_one_later():
     """Layers that are frozen for a while: they take part from their first gradient on, as in timm's."""
     net = small_net(torch.float64)
@@ -305,3 +300,70 @@ def test_built_optimizer_trains_as_its_witness(name, witness):
 def test_unknown_optimizer_is_an_error_that_names_the_choices():
     with pytest.raises(ValueError, match="must be rmsprop, sgd or adamw, got 'adam'"):
         build_optimizer(small_net(), "adam", **RECIPE)
+
+
+# Groups with their own learning rate
+
+
+class WithClassifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.classifier = small_net(torch.float64)[:10], small_net(torch.float64)[10]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.backbone(images))
+
+
+def test_groups_are_those_of_weight_decay_unless_the_backbone_has_its_own_rate():
+    net = WithClassifier()
+    assert parameter_groups(net, 0.1) == weight_decay_groups(net, 0.1)
+    assert all("lr_scale" not in group for group in parameter_groups(net, 0.1))
+
+
+def test_every_parameter_is_in_one_group_with_its_decay_and_scale():
+    net = WithClassifier()
+    groups = parameter_groups(net, 0.1, 0.25)
+    found = {id(p): (group["weight_decay"], group.get("lr_scale", 1)) for group in groups for p in group["params"]}
+    expected = {
+        id(p): (0.1 if p.ndim > 1 else 0.0, 1 if name.startswith("classifier.") else 0.25)
+        for name, p in net.named_parameters()
+    }
+    assert found == expected
+    assert sum(len(group["params"]) for group in groups) == len(expected)
+
+
+WITNESSES = {
+    "rmsprop": lambda groups: TimmRMSpropTF(groups, 1.0, alpha=0.9, momentum=0.9, eps=1e-3),
+    "sgd": lambda groups: torch.optim.SGD(groups, 1.0, momentum=0.9, foreach=False),
+    "adamw": lambda groups: torch.optim.AdamW(groups, 1.0, betas=(0.9, 0.999), eps=1e-3, foreach=False),
+}
+
+
+@pytest.mark.parametrize("name", WITNESSES)
+def test_backbone_and_classifier_train_as_two_groups_of_a_plain_optimizer(name):
+    net = WithClassifier()
+    witness_net = copy.deepcopy(net)
+    optimizer = build_optimizer(net, name, **RECIPE | {"weight_decay": 0.0}, backbone_lr_scale=0.1)
+    parts = (witness_net.backbone, witness_net.classifier)
+    witness = WITNESSES[name]([{"params": list(part.parameters()), "weight_decay": 0.0} for part in parts])
+    for step in range(10):
+        lr = 0.048 / (step + 1)
+        if step:  # before, it has that of its construction
+            set_learning_rate(optimizer, lr)
+        for group, scale in zip(witness.param_groups, (0.1, 1), strict=True):
+            group["lr"] = lr * scale
+        for each_net, each in ((net, optimizer), (witness_net, witness)):
+            backward(each_net, step)
+            each.step()
+    assert_same_weights(net, witness_net, 1e-10)
+    assert named_learning_rates(optimizer) == {"lr_backbone": 0.1 * lr}
+
+
+def test_an_optimizer_without_named_groups_names_no_rate():
+    assert named_learning_rates(build_optimizer(small_net(), "sgd", **RECIPE)) == {}
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.1, math.nan])
+def test_a_backbone_that_does_not_learn_is_an_error(scale):
+    with pytest.raises(ValueError, match=rf"^backbone_lr_scale must be positive, got {scale}$"):
+        build_optimizer(WithClassifier(), "sgd", **RECIPE, backbone_lr_scale=scale)

@@ -353,7 +353,7 @@ def test_a_full_disk_is_one_sentence(photos, tmp_path):
     [
         (["--quality", "101"], "argument --quality: must be a whole number from 1 to 100, got 101"),
         (["--shorter_side", "0"], "argument --shorter_side: must be a whole number of at least 1, got '0'"),
-        (["--validation_fraction", "2"], "validation_fraction must be above 0 and below 1, got 2.0"),
+        (["--validation_fraction", "2"], "validation_fraction must be less than 1, got '2'"),
     ],
 )
 def test_wrong_flags_are_exit_code_2(flags, sentence, tmp_path, capsys):

@@ -421,6 +421,20 @@ def test_optimizer_tensors_are_named_by_parameter_and_equal_torchs_own_state_dic
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+def test_other_groups_load_the_state_of_a_checkpoint(name):
+    """As a branch with its own backbone_lr_scale does: the state belongs to the parameter, not to its group."""
+    model, optimizer = build(name, seed=0)
+    train(model, optimizer, range(2))
+    tensors = optimizer_tensors(optimizer, model)
+    parameters = list(model.parameters())
+    other = type(optimizer)([{"params": [p]} for p in reversed(parameters)], lr=0.1)
+    load_optimizer_tensors(other, model, tensors)
+    loaded = optimizer_tensors(other, model)
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_loading_leaves_hyperparameters_to_the_recipe_and_shares_no_memory(name):
     model, optimizer = build(name, seed=0)
     train(model, optimizer, range(2))

@@ -98,6 +98,7 @@ def test_a_foreign_checkpoint_is_no_run(run):
 
 RESULT = {
     "lr": (0.2, "lr 0.1 -> 0.2"),
+    "backbone_lr_scale": (0.1, "backbone_lr_scale 1 -> 0.1"),
     "optimizer": ("sgd", "optimizer rmsprop -> sgd"),
     "max_grad_norm": (1.0, "max_grad_norm unset -> 1"),
     "schedule": ("staircase", "schedule cosine -> staircase"),
@@ -175,7 +176,7 @@ def test_a_checkpoint_named_from_within_its_folder_is_of_its_run(run, branch):
 
 def test_a_checkpoint_from_before_execution_was_recorded_is_resumed(run):
     old = settings_of(CONFIG) | {"on_nonfinite": "stop"}
-    del old["random_erasing"], old["crop_scale"]  # as if they were newer
+    del old["random_erasing"], old["crop_scale"], old["backbone_lr_scale"]  # as if they were newer
     path = write(run, step=4, settings=old, execution=None)
     assert read(path, run, CONFIG) == []
     assert read(path, run, but(on_nonfinite="skip:3", channels_last=False)) == ["on_nonfinite stop -> skip:3"]

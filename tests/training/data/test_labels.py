@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.training.loading.test_loaders import picture, refuses, write_folder, write_plain_parquet
+from tests.image_data import picture, refuses, write_folder, write_plain_parquet
 from training.config.train_config import parse_config
 from training.data.decoding import decode_rgb
 from training.data.labels import streamed_class_names

@@ -15,6 +15,7 @@ from PIL import Image
 from skimage import data
 
 from benchmarks.readme import rendered
+from tests import launcher
 from tests.hub.repositories import User
 from tests.hub.runs import write_run
 from tests.hub.server import Hub
@@ -58,6 +59,10 @@ def reader_folder(tmp_path) -> Path:
 def run(command: list[str], folder: Path, hub: dict[str, str]) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | hub | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    if command[0] == sys.executable:
+        result = launcher.run(command[1:], cwd=folder, env=environment)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -1,7 +1,8 @@
 """What may happen to a run of days, done to runs of seconds: kills, signals, hangs, bad numbers and bad data.
 
-Each run is train.py in processes of its own, on one process or two (gloo). The witness is a run left alone: whatever
-happened on the way, weights, EMA, optimizer and log must end as its do, to the bit.
+Each run is train.py in processes of its own, one or two (gloo), which tests/launcher.py forks; where a test is about
+what torchrun or Accelerate's launcher does, they start them. The witness is a run left alone: whatever happened on the
+way, weights, EMA, optimizer and log must end as its do, to the bit.
 """
 
 import json
@@ -24,7 +25,8 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.training_jobs import AUGMENTED, ROOT, SMALL, final_tensors, start, train, trained
+from tests.launcher import Run
+from tests.training_jobs import AUGMENTED, ROOT, SMALL, TORCHRUN, final_tensors, start, train, trained
 from training.reporting.metrics import read_metrics
 from training.run.checkpoint import latest_checkpoint
 from training.system.interruption import EXIT_CODE
@@ -55,7 +57,7 @@ def assert_same(run_folder: Path, reference: Path) -> None:
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], process: Run | subprocess.Popen, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"the run ended first: {process.communicate()}"
@@ -68,13 +70,15 @@ def lines(run_folder: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def family(process: subprocess.Popen) -> list[psutil.Process]:
+def family(process: Run | subprocess.Popen) -> list[psutil.Process]:
     parent = psutil.Process(process.pid)
     return [parent, *parent.children(recursive=True)]
 
 
-def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+def ranks(process: Run | subprocess.Popen) -> list[psutil.Process]:
     """The training processes, by rank; loader workers are their children."""
+    if isinstance(process, Run):
+        return [psutil.Process(pid) for pid in process.ranks]
     if "torch.distributed.run" not in process.args:
         return [psutil.Process(process.pid)]
     children = psutil.Process(process.pid).children()
@@ -88,7 +92,7 @@ def ended(processes: list[psutil.Process], seconds: float = 30) -> bool:
 
 def at_step(
     step: int, arguments: tuple, processes: int, folder: Path, seconds: float = 120, **kwargs
-) -> subprocess.Popen:
+) -> Run | subprocess.Popen:
     """A run that has just done so many steps."""
     process = start(list(arguments), processes=processes, folder=folder, **kwargs)
     run_folder = folder / "runs" / "run"
@@ -139,7 +143,7 @@ def test_a_run_killed_again_and_again_ends_as_if_left_alone(processes, seed, und
 @pytest.mark.fault("03 SIGKILL of one rank")
 def test_a_killed_rank_ends_the_job_and_nothing_is_left_behind(undisturbed, tmp_path):
     arguments = (*ON[2], "--report_to", "tensorboard")
-    process = at_step(8, arguments, 2, tmp_path)
+    process = at_step(8, arguments, 2, tmp_path, command=TORCHRUN)
     everybody = family(process)
     ranks(process)[1].kill()
     _, errors = process.communicate(timeout=30)
@@ -232,7 +236,7 @@ def test_a_stream_goes_on_as_if_left_alone(tmp_path):
 )
 def test_a_signal_saves_at_once_and_the_run_goes_on_later(case, sign, processes, undisturbed, tmp_path):
     arguments = (*ON[processes], "--save_every", "1000steps", "--save_every_epochs", "2")
-    process = at_step(8, arguments, processes, tmp_path)
+    process = at_step(8, arguments, processes, tmp_path, command=TORCHRUN if processes == 2 else None)
     everybody, targets = family(process), ranks(process)
     if case == "SIGTERM":
         process.send_signal(sign)  # torchrun passes it on
@@ -255,8 +259,8 @@ def test_a_signal_saves_at_once_and_the_run_goes_on_later(case, sign, processes,
 @pytest.mark.fault("09 SIGTERM")
 def test_a_launcher_that_ends_is_a_signal_to_save(tmp_path):
     # With one process, `accelerate launch` dies of SIGTERM and passes nothing on.
-    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--quiet")
-    process = at_step(8, ON[1], 1, tmp_path, launcher=launcher)
+    accelerate = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--quiet")
+    process = at_step(8, ON[1], 1, tmp_path, command=accelerate)
     everybody = family(process)
     process.send_signal(signal.SIGTERM)
     assert ended(everybody)

@@ -146,7 +146,7 @@ def test_a_killed_rank_ends_the_job_and_nothing_is_left_behind(undisturbed, tmp_
     process = at_step(8, arguments, 2, tmp_path, command=TORCHRUN)
     everybody = family(process)
     ranks(process)[1].kill()
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert re.search(r"local_rank: 1|rank\s*: 1", errors)
     assert ended(everybody)
@@ -178,7 +178,7 @@ def test_a_lost_worker_ends_the_run_in_one_sentence(sign, tmp_path):
     workers = psutil.Process(process.pid).children()
     for worker in workers:
         worker.send_signal(sign)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert re.search("^error: rank 0: (DataLoader worker|the loader's workers gave no batch)", errors, re.MULTILINE)
     assert "Traceback" not in errors
@@ -212,10 +212,11 @@ def test_a_stream_goes_on_as_if_left_alone(tmp_path):
     for name in ("alone", "stopped"):
         streamed_digits(tmp_path / name / "stream")
     trained(*arguments, folder=tmp_path / "alone")
-    process = at_step(8, arguments, 1, tmp_path / "stopped")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == EXIT_CODE
+    # SIGTERM in step 8, from itself: one from here could come after the end.
+    script = ROOT / "tests" / "faults" / "interrupted_train.py"
+    stopped = train("8", "1", "0", *arguments, script=script, folder=tmp_path / "stopped")
+    assert stopped.returncode == EXIT_CODE, stopped.stderr
+    assert "after step 8; runs/run is saved" in stopped.stderr
     assert "the stream begins its epoch anew" not in trained(*arguments, folder=tmp_path / "stopped")
     assert_same(tmp_path / "stopped" / "runs" / "run", tmp_path / "alone" / "runs" / "run")
 
@@ -243,7 +244,7 @@ def test_a_signal_saves_at_once_and_the_run_goes_on_later(case, sign, processes,
     else:
         for target in targets[-1:] if case == "one rank" else targets:
             target.send_signal(sign)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert ended(everybody)
     # torchrun has an exit code of its own for whatever its processes end with.
     assert process.returncode == EXIT_CODE if processes == 1 else process.returncode != 0
@@ -275,7 +276,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
         process = at_step(steps, ON[processes], processes, tmp_path)
         for target in ranks(process):
             target.send_signal(signal.SIGUSR1)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     trained(*ON[2], processes=2, folder=tmp_path)
     records = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
     assert [record["step"] for record in records if record["kind"] == "step"] == list(range(1, 53))
@@ -359,7 +360,7 @@ def test_a_changed_data_set_is_noticed(tmp_path):
     pictures = image_folder(tmp_path / "photos")
     process = at_step(3, (*IMAGES, "--epochs", "200"), 1, tmp_path)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     bright = pictures / "train" / "light" / "0.png"
     original = bright.read_bytes()
     bright.write_bytes(original + b"\0")
@@ -381,7 +382,7 @@ def test_a_changed_data_set_is_noticed(tmp_path):
     (tmp_path / "runs").rename(tmp_path / "other")
     process = at_step(3, arguments, 1, tmp_path)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     shutil.move(tmp_path / "moved", pictures)
     process = at_step(30, (*IMAGES, "--epochs", "200"), 1, tmp_path)  # where it lies does not count
     process.kill()
@@ -421,7 +422,7 @@ def test_a_token_is_written_nowhere(tmp_path, monkeypatch):
 def test_a_run_folder_holds_no_pickle_and_a_planted_one_is_not_read(tmp_path):
     process = at_step(8, RUN, 1, tmp_path)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     run_folder, marker = tmp_path / "runs" / "run", tmp_path / "executed"
     poison = f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
     newest = latest_checkpoint(run_folder / "checkpoints")

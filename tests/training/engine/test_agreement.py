@@ -41,7 +41,7 @@ def test_the_loss_of_another_rank_is_told_from_other_errors(way, words, tmp_path
     command = [Path(__file__).with_name("lost_peer.py"), tmp_path / "rendezvous"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ranks = [launcher.Run([*command, rank, way], env=environment) for rank in range(2)]
-    assert ranks[0].communicate(timeout=60)[0] == f"{words}\n"
+    assert ranks[0].communicate(timeout=120)[0] == f"{words}\n"
     for rank in ranks:
         rank.kill()
         rank.communicate()

@@ -25,7 +25,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_EVALUATE_OFFLINE"] = "1"
 # One thread: the order of floating-point sums does not depend on the machine, and ranks do not fight over cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from tests import launcher  # noqa: E402  which keeps the environment as it is now
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,6 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    launcher.stop_servers()
     shutil.rmtree(HF_HOME, ignore_errors=True)
     # A test of an error in a worker leaves the others, and Python waits for them for ever: see end_workers.
     for worker in multiprocessing.active_children():

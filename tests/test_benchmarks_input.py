@@ -1,9 +1,6 @@
 """The benchmark of the input pipeline runs to its end, and what it compares does the same work."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from benchmarks.input import (
     write_photos,
 )
 from modeling_tinynet import TinyNetConfig
+from tests import launcher
 from training.data.sources import load_splits
 
 ROOT = Path(__file__).parents[1]
@@ -88,10 +86,8 @@ def test_ratios_are_medians_of_rounds():
 def test_a_short_run_writes_what_the_readme_shows(tmp_path, monkeypatch):
     output, plot = tmp_path / "input.json", tmp_path / "input.png"
     flags = ["--images", 14, "--rounds", 1, "--seconds", 0.1, "--batch_size", 4, "--num_workers", 1]
-    command = [sys.executable, "-m", "benchmarks.input", *map(str, flags), "--output", output, "--plot", plot]
-    answer = subprocess.run(
-        [*map(str, command), "--image_sizes", "106"], cwd=ROOT, env=os.environ, capture_output=True, text=True
-    )
+    command = ["-m", "benchmarks.input", *flags, "--output", output, "--plot", plot, "--image_sizes", 106]
+    answer = launcher.run(command)
     assert answer.returncode == 0, answer.stderr
     report = json.loads(output.read_text())
     assert [(row["what"], row["num_workers"]) for row in report["results"]] == [

@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.scale import MAKERS, START
+from tests import launcher
 from training.data.sources import load_splits
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +25,8 @@ def test_data_sets_are_as_large_as_asked_for(kind, tmp_path):
         assert os.path.samefile(first, second)
 
     # In a process of its own, as the benchmark starts it: this one may have workers of other tests.
-    command = [sys.executable, "-m", "benchmarks.scale", START, str(root), "1", str(time.time() - 1)]
-    answer = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    answer = launcher.run(["-m", "benchmarks.scale", START, root, "1", time.time() - 1])
+    assert answer.returncode == 0, answer.stderr
     result = json.loads(answer.stdout.splitlines()[-1])
     assert list(result["seconds_by_part"]) == ["imports", "splits", "fingerprints", "first_batch"]
     assert result["seconds"] == pytest.approx(sum(result["seconds_by_part"].values()))

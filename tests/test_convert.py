@@ -10,7 +10,6 @@ import io
 import json
 import os
 import resource
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from transformers import pipeline
 import convert
 from conversion.checkpoint import ConversionError
 from modeling_tinynet import TinyNetForImageClassification
+from tests import launcher
 from tests.conversions import refused_conversion, save, weights_of
 from training.command import run_command
 
@@ -43,8 +43,7 @@ Entry = tuple[str, list[int], str, bytes]  # tag, dims, type, content
 def converted(tmp_path_factory) -> tuple[Path, str]:
     """The folder that the documented command makes of MindSpore's checkpoint, and what it printed."""
     folder = tmp_path_factory.mktemp("converted") / "new" / "folder"
-    command = [sys.executable, "convert.py", MINDSPORE, folder]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    process = launcher.run(["convert.py", MINDSPORE, folder])
     assert (process.returncode, process.stderr) == (0, "")
     return folder, process.stdout
 

@@ -13,6 +13,7 @@ from timm.models import create_model, save_for_hf
 from torchvision.transforms.v2 import functional as tvF
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
+from tests import launcher
 from tests.evaluation_runs import DIGITS, ROOT, digits_folder, load_script, run, run_json, save_model
 from training.command import run_command
 from training.data.sources import load_splits
@@ -249,12 +250,9 @@ def test_two_processes_count_what_one_counts_and_write_once(script, model, tmp_p
     larger = save_model(tmp_path / "larger", image_size=48)
     arguments = [model, larger, "--dataset", "digits", "--per_class", "--batch_size", 16]
     one = run_json(script, tmp_path, *arguments)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "eval.py"]
-    command += [*arguments, "--num_workers", 1, "--json", tmp_path / "two.json"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [str(part) for part in command], env=environment, check=True, capture_output=True, text=True, timeout=300
-    )
+    command = [ROOT / "eval.py", *arguments, "--num_workers", 1, "--json", tmp_path / "two.json"]
+    done = launcher.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, num_ranks=2)
+    assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "two.json").read_text())
     assert (one["processes"], two["processes"]) == (1, 2)
     for alone, shared in zip(one["models"], two["models"], strict=True):

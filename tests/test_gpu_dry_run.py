@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
+from tests import launcher
 
 ROOT = Path(__file__).parents[1]
 SIDES = ("ours", "timm")
 
 
 def test_dry_run_records_tests_and_speed_and_goes_on_after_a_failure(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--dry_run", "--output", tmp_path]
+    command = ["-m", "benchmarks.gpu", "--device", "cpu", "--dry_run", "--output", tmp_path]
     command += ["--variants", "tinynet_z", "tinynet_e", "--commit", "0123abc"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = launcher.run(command)
     assert result.returncode == 1, result.stderr  # there is no tinynet_z
 
     report = json.loads((tmp_path / "gpu.json").read_text())

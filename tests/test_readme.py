@@ -20,6 +20,7 @@ from skimage import data
 from benchmarks.peers import read_peers
 from benchmarks.readme import BLOCK, FAULTS_TO_MEASURE, PAGES, RESULTS, TABLES, rendered
 from modeling_tinynet import TinyNetConfig
+from tests import launcher
 from tests.hub.repositories import User
 from tests.hub.runs import write_run
 from tests.hub.server import Hub
@@ -112,6 +113,10 @@ def reader_folder(tmp_path) -> Path:
 def run(command: list[str], folder: Path, hub: dict[str, str], **keywords: str) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | hub | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    if command[0] == sys.executable and not keywords:
+        result = launcher.run(command[1:], cwd=folder, env=environment)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
     result = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, **keywords
     )

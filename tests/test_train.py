@@ -1,7 +1,8 @@
-"""train.py as people start it: real processes, real digits, real checkpoints."""
+"""train.py as people start it: real digits, real checkpoints, and for one run each plain python and torchrun."""
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
-from tests.training_jobs import AUGMENTED, RECIPE, ROOT, SMALL, final_tensors, train, trained
+from tests.training_jobs import AUGMENTED, PYTHON, RECIPE, ROOT, SMALL, TORCHRUN, final_tensors, train, trained
 from training.config.train_config import parse_config
 from training.reporting.metrics import read_metrics
 
@@ -34,7 +35,7 @@ def batches_of(log_folder: Path, ranks: int) -> list[list[tuple[int, str]]]:
 def whole_run(tmp_path_factory) -> tuple[Path, str]:
     """Two epochs in one go, without loader workers."""
     folder = tmp_path_factory.mktemp("whole")
-    output = trained(*WHOLE, folder=folder)
+    output = trained(*WHOLE, command=PYTHON, folder=folder)
     return folder / "runs" / "tinynet_e-digits", output
 
 
@@ -196,10 +197,10 @@ def calibrated(tmp_path_factory) -> Path:
     return folder
 
 
-def frozen_run(model: Path, folder: Path, *arguments, processes: int = 1) -> Path:
+def frozen_run(model: Path, folder: Path, *arguments, **options) -> Path:
     script = ROOT / "tests" / "frozen_train.py"
     flags = (*FROZEN, "--model", model, "--run_name", "run", *arguments)
-    trained(folder, *flags, script=script, processes=processes, folder=folder)
+    trained(folder, *flags, script=script, folder=folder, **options)
     return folder
 
 
@@ -211,7 +212,7 @@ def one_process(calibrated, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("processes", "per_device"), [(2, 16), (1, 8)], ids=["two ranks x 16", "four times 8"])
 def test_a_global_batch_cut_otherwise_trains_the_same(calibrated, one_process, processes, per_device, tmp_path):
     flags = ("--lr", "1e-4", "--per_device_batch_size", per_device)
-    frozen_run(calibrated, tmp_path, *flags, processes=processes)
+    frozen_run(calibrated, tmp_path, *flags, command=TORCHRUN if processes == 2 else None)
     batches, reference = batches_of(tmp_path, processes), batches_of(one_process, 1)
     assert batches == reference
     assert len(batches) == 26
@@ -308,40 +309,16 @@ MISTAKES = {
     # A file where the folder should be stands for a lack of permission, which root would not notice.
     "no write permission": ([*RECIPE, "--output_dir", "in_the_way"], "in_the_way"),
 }
-BUGS = {"bug in the plan": (RECIPE, ""), "bug in the network": (RECIPE, "")}
-# Importing takes seconds, a mistake milliseconds: one process imports, and forks for each mistake.
-MAKE_MISTAKES = """
-import json, os, sys, traceback
-import train
-from modeling_tinynet import TinyNetForImageClassification
-from training.loading.sampling import TrainingPlan
-
+BUGS = {
+    "in the plan": "from training.loading.sampling import TrainingPlan; TrainingPlan.steps_per_epoch = property(broken)",
+    "in the network": "import modeling_tinynet; modeling_tinynet.TinyNetForImageClassification.__init__ = broken",
+}
+BROKEN_TRAIN = """
+import sys, train
 def broken(*arguments, **named):
     raise ValueError("a bug")
-
-BUGS = {
-    "bug in the plan": (TrainingPlan, "steps_per_epoch", property(broken)),
-    "bug in the network": (TinyNetForImageClassification, "__init__", broken),
-}
-for name, (arguments, _) in json.load(open("mistakes.json")).items():
-    if os.fork() == 0:
-        if name in BUGS:
-            setattr(*BUGS[name])
-        for stream, descriptor in (("out", 1), ("err", 2)):
-            os.dup2(os.open(f"{name}.{stream}", os.O_CREAT | os.O_WRONLY), descriptor)
-        code = 1
-        try:
-            code = train.run(arguments)
-        except SystemExit as end:
-            code = end.code
-        except Exception:
-            traceback.print_exc()  # as Python does
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.wait()[1])
-    open(f"{name}.code", "w").write(str(code))
+{}
+sys.exit(train.run(sys.argv[1:]))
 """
 
 
@@ -354,39 +331,33 @@ def mistakes(tmp_path_factory) -> Path:
     image_folder(folder / "bad_file", dogs=3, cats=3)
     image_folder(folder / "two_classes", dogs=3, cats=3)
     (folder / "bad_file/train/cats/bad.png").write_bytes(b"this is no image")
-    explain = ["--recipe", str(ROOT / "configuration" / "tinynet_c.yaml"), "--explain"]
-    (folder / "mistakes.json").write_text(json.dumps(MISTAKES | BUGS | {"explain": (explain, "")}))
-    (folder / "make_mistakes.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{MAKE_MISTAKES}")
-    trained(script=folder / "make_mistakes.py", folder=folder)
     return folder
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_end_in_one_sentence(mistakes, name):
-    errors = (mistakes / f"{name}.err").read_text().strip()
-    assert MISTAKES[name][1] in errors
-    assert errors.startswith("error: ")
-    assert len(errors.splitlines()) == 1
-    assert (mistakes / f"{name}.code").read_text() == "2"
-
-
-@pytest.mark.parametrize("name", BUGS)
-def test_a_bug_of_ours_keeps_its_traceback(mistakes, name):
-    """A ValueError that nobody raised on purpose, from where a user's mistakes are found."""
-    errors = (mistakes / f"{name}.err").read_text()
-    assert "error: " not in errors.replace("ValueError: ", "")
-    assert "Traceback (most recent call last):" in errors and errors.endswith("ValueError: a bug\n")
-    assert (mistakes / f"{name}.code").read_text() == "1"
-
-
-def test_mistakes_overwrite_nothing(mistakes):
-    assert (mistakes / "in_the_way").read_text() == "a file"
+    arguments, words = MISTAKES[name]
+    result = train(*arguments, folder=mistakes)
+    assert words in result.stderr
+    assert re.fullmatch("error: .*\n", result.stderr)
+    assert result.returncode == 2
+    assert (mistakes / "in_the_way").read_text() == "a file"  # nothing is overwritten
     assert not list(mistakes.rglob("*.safetensors"))
 
 
-def test_explain_says_what_the_published_run_would_be(mistakes):
-    output = (mistakes / "explain.out").read_text()
-    assert (mistakes / "explain.code").read_text() == "0"
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_of_ours_keeps_its_traceback(bug, tmp_path):
+    """A ValueError that nobody raised on purpose, from where a user's mistakes are found."""
+    script = tmp_path / "broken_train.py"
+    script.write_text(BROKEN_TRAIN.format(BUGS[bug]))
+    result = train(*RECIPE, folder=tmp_path, script=script)
+    assert "Traceback (most recent call last):" in result.stderr
+    assert result.stderr.endswith("ValueError: a bug\n") and "\nerror: " not in result.stderr
+    assert result.returncode == 1
+
+
+def test_explain_says_what_the_published_run_would_be(tmp_path):
+    output = trained("--recipe", ROOT / "configuration" / "tinynet_c.yaml", "--explain", folder=tmp_path)
     for figure in ("562,950", "0.04656", "5.54 epochs", "2,457,234", "99.5 M"):
         assert figure in output
-    assert Image.open(mistakes / "tinynet_c-imagenet-1k-learning-rate.png").size == (1200, 700)
+    assert Image.open(tmp_path / "tinynet_c-imagenet-1k-learning-rate.png").size == (1200, 700)

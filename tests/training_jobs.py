@@ -1,8 +1,11 @@
-"""train.py as people start it: real processes on real digits, small enough for a test."""
+"""train.py as people start it, on real digits, small enough for a test."""
 
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,13 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests import launcher
 from training.run.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ("--recipe", str(ROOT / "configuration" / "quickstart.yaml"))
+PYTHON = (sys.executable,)
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 # The smallest TinyNet, on small digits.
 SMALL = (
     *RECIPE,
@@ -28,13 +34,16 @@ AUGMENTED = (
 )
 
 
-def write_digits(root: Path) -> None:
+@functools.cache
+def digits() -> Path:
     """808 of scikit-learn's digits to train on, in 25 steps of 32 and one of 8, and few to evaluate, to save time."""
+    root = Path(tempfile.mkdtemp(prefix="digits-", dir=os.environ["HF_HOME"]))  # which ends with the test process
     digits = load_digits()
     for index, (pixels, label) in enumerate(zip(digits.images[:858], digits.target, strict=False)):
         image = root / ("train" if index < 808 else "val") / str(label) / f"{index}.png"
         image.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 15).astype(np.uint8)).save(image)
+    return root
 
 
 def start(
@@ -42,16 +51,17 @@ def start(
     *,
     script: Path = ROOT / "train.py",
     processes: int = 1,
-    launcher: tuple[str, ...] = (sys.executable,),
+    command: tuple[str, ...] | None = None,
     folder: Path,
-) -> subprocess.Popen:
-    if processes > 1:
-        launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+) -> launcher.Run | subprocess.Popen:
+    """A run that has begun: a fork for each of its processes, or with `command`, such as PYTHON, what that starts."""
     if not (folder / "digits").exists():
-        write_digits(folder / "digits")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        shutil.copytree(digits(), folder / "digits")
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    if command is None:
+        return launcher.Run([script, *arguments], cwd=folder, env=environment, num_ranks=processes)
     return subprocess.Popen(
-        [*launcher, str(script), *map(str, arguments)],
+        [*command, str(script), *map(str, arguments)],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -62,7 +72,11 @@ def start(
 
 def train(*arguments, timeout: float = 280, **kwargs) -> subprocess.CompletedProcess:
     process = start(list(arguments), **kwargs)
-    output, errors = process.communicate(timeout=timeout)
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 

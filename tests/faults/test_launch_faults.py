@@ -19,7 +19,7 @@ from tests.faults.test_training_faults import (
     image_folder,
     wait_until,
 )
-from tests.training_jobs import ROOT, start, train, trained
+from tests.training_jobs import ROOT, TORCHRUN, start, train, trained
 from training.run.checkpoint import latest_checkpoint
 from training.system.interruption import EXIT_CODE
 
@@ -51,7 +51,7 @@ def test_a_long_step_is_broken_off_as_if_it_had_not_begun(processes, where, undi
 def test_a_rank_whose_peer_fails_ends_in_one_line(tmp_path):
     images = image_folder(tmp_path / "photos")
     (images / "train" / "dark" / "3.png").write_bytes(b"<html>not found</html>")
-    result = train(*IMAGES, "--per_device_batch_size", "4", processes=2, folder=tmp_path)
+    result = train(*IMAGES, "--per_device_batch_size", "4", command=TORCHRUN, folder=tmp_path)
     assert result.returncode != 0
     assert re.search(r"^error: \S+dark/3\.png .*is not an image", result.stderr, re.MULTILINE)
     assert re.search(r"^rank [01] ends, because another rank has ended, which says why", result.stderr, re.MULTILINE)
@@ -66,10 +66,10 @@ def on_two_machines(folders: list[Path], *arguments) -> list[subprocess.Complete
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1")
-    launcher += ("--master_addr=127.0.0.1", f"--master_port={port}")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1")
+    torchrun += ("--master_addr=127.0.0.1", f"--master_port={port}")
     machines = [
-        start(list(arguments), launcher=(*launcher, f"--node_rank={number}"), folder=folder)
+        start(list(arguments), command=(*torchrun, f"--node_rank={number}"), folder=folder)
         for number, folder in enumerate(folders)
     ]
     outputs = [machine.communicate(timeout=280) for machine in machines]

@@ -1,7 +1,8 @@
 """What may happen to a run of days, done to runs of seconds: kills, signals, hangs, bad numbers and bad data.
 
-Each run is train.py in processes of its own, on one process or two (gloo). The witness is a run left alone: whatever
-happened on the way, weights, EMA, optimizer and log must end as its do, to the bit.
+Each run is train.py in processes of its own, one or two (gloo), which tests/launcher.py forks; where a test is about
+what torchrun or Accelerate's launcher does, they start them. The witness is a run left alone: whatever happened on the
+way, weights, EMA, optimizer and log must end as its do, to the bit.
 """
 
 import json
@@ -24,7 +25,8 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.training_jobs import AUGMENTED, ROOT, SMALL, final_tensors, start, train, trained
+from tests.launcher import Run
+from tests.training_jobs import AUGMENTED, ROOT, SMALL, TORCHRUN, final_tensors, start, train, trained
 from training.reporting.metrics import read_metrics
 from training.run.checkpoint import latest_checkpoint
 from training.system.interruption import EXIT_CODE
@@ -55,7 +57,7 @@ def assert_same(run_folder: Path, reference: Path) -> None:
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], process: Run | subprocess.Popen, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"the run ended first: {process.communicate()}"
@@ -68,13 +70,15 @@ def lines(run_folder: Path) -> int:
     return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
-def family(process: subprocess.Popen) -> list[psutil.Process]:
+def family(process: Run | subprocess.Popen) -> list[psutil.Process]:
     parent = psutil.Process(process.pid)
     return [parent, *parent.children(recursive=True)]
 
 
-def ranks(process: subprocess.Popen) -> list[psutil.Process]:
+def ranks(process: Run | subprocess.Popen) -> list[psutil.Process]:
     """The training processes, by rank; loader workers are their children."""
+    if isinstance(process, Run):
+        return [psutil.Process(pid) for pid in process.ranks]
     if "torch.distributed.run" not in process.args:
         return [psutil.Process(process.pid)]
     children = psutil.Process(process.pid).children()
@@ -88,7 +92,7 @@ def ended(processes: list[psutil.Process], seconds: float = 30) -> bool:
 
 def at_step(
     step: int, arguments: tuple, processes: int, folder: Path, seconds: float = 120, **kwargs
-) -> subprocess.Popen:
+) -> Run | subprocess.Popen:
     """A run that has just done so many steps."""
     process = start(list(arguments), processes=processes, folder=folder, **kwargs)
     run_folder = folder / "runs" / "run"
@@ -139,10 +143,10 @@ def test_a_run_killed_again_and_again_ends_as_if_left_alone(processes, seed, und
 @pytest.mark.fault("03 SIGKILL of one rank")
 def test_a_killed_rank_ends_the_job_and_nothing_is_left_behind(undisturbed, tmp_path):
     arguments = (*ON[2], "--report_to", "tensorboard")
-    process = at_step(8, arguments, 2, tmp_path)
+    process = at_step(8, arguments, 2, tmp_path, command=TORCHRUN)
     everybody = family(process)
     ranks(process)[1].kill()
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert re.search(r"local_rank: 1|rank\s*: 1", errors)
     assert ended(everybody)
@@ -174,7 +178,7 @@ def test_a_lost_worker_ends_the_run_in_one_sentence(sign, tmp_path):
     workers = psutil.Process(process.pid).children()
     for worker in workers:
         worker.send_signal(sign)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert re.search("^error: rank 0: (DataLoader worker|the loader's workers gave no batch)", errors, re.MULTILINE)
     assert "Traceback" not in errors
@@ -208,10 +212,11 @@ def test_a_stream_goes_on_as_if_left_alone(tmp_path):
     for name in ("alone", "stopped"):
         streamed_digits(tmp_path / name / "stream")
     trained(*arguments, folder=tmp_path / "alone")
-    process = at_step(8, arguments, 1, tmp_path / "stopped")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert process.returncode == EXIT_CODE
+    # SIGTERM in step 8, from itself: one from here could come after the end.
+    script = ROOT / "tests" / "faults" / "interrupted_train.py"
+    stopped = train("8", "1", "0", *arguments, script=script, folder=tmp_path / "stopped")
+    assert stopped.returncode == EXIT_CODE, stopped.stderr
+    assert "after step 8; runs/run is saved" in stopped.stderr
     assert "the stream begins its epoch anew" not in trained(*arguments, folder=tmp_path / "stopped")
     assert_same(tmp_path / "stopped" / "runs" / "run", tmp_path / "alone" / "runs" / "run")
 
@@ -232,14 +237,14 @@ def test_a_stream_goes_on_as_if_left_alone(tmp_path):
 )
 def test_a_signal_saves_at_once_and_the_run_goes_on_later(case, sign, processes, undisturbed, tmp_path):
     arguments = (*ON[processes], "--save_every", "1000steps", "--save_every_epochs", "2")
-    process = at_step(8, arguments, processes, tmp_path)
+    process = at_step(8, arguments, processes, tmp_path, command=TORCHRUN if processes == 2 else None)
     everybody, targets = family(process), ranks(process)
     if case == "SIGTERM":
         process.send_signal(sign)  # torchrun passes it on
     else:
         for target in targets[-1:] if case == "one rank" else targets:
             target.send_signal(sign)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert ended(everybody)
     # torchrun has an exit code of its own for whatever its processes end with.
     assert process.returncode == EXIT_CODE if processes == 1 else process.returncode != 0
@@ -255,8 +260,8 @@ def test_a_signal_saves_at_once_and_the_run_goes_on_later(case, sign, processes,
 @pytest.mark.fault("09 SIGTERM")
 def test_a_launcher_that_ends_is_a_signal_to_save(tmp_path):
     # With one process, `accelerate launch` dies of SIGTERM and passes nothing on.
-    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--quiet")
-    process = at_step(8, ON[1], 1, tmp_path, launcher=launcher)
+    accelerate = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--quiet")
+    process = at_step(8, ON[1], 1, tmp_path, command=accelerate)
     everybody = family(process)
     process.send_signal(signal.SIGTERM)
     assert ended(everybody)
@@ -271,7 +276,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
         process = at_step(steps, ON[processes], processes, tmp_path)
         for target in ranks(process):
             target.send_signal(signal.SIGUSR1)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     trained(*ON[2], processes=2, folder=tmp_path)
     records = read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl")
     assert [record["step"] for record in records if record["kind"] == "step"] == list(range(1, 53))
@@ -355,7 +360,7 @@ def test_a_changed_data_set_is_noticed(tmp_path):
     pictures = image_folder(tmp_path / "photos")
     process = at_step(3, (*IMAGES, "--epochs", "200"), 1, tmp_path)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     bright = pictures / "train" / "light" / "0.png"
     original = bright.read_bytes()
     bright.write_bytes(original + b"\0")
@@ -377,7 +382,7 @@ def test_a_changed_data_set_is_noticed(tmp_path):
     (tmp_path / "runs").rename(tmp_path / "other")
     process = at_step(3, arguments, 1, tmp_path)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     shutil.move(tmp_path / "moved", pictures)
     process = at_step(30, (*IMAGES, "--epochs", "200"), 1, tmp_path)  # where it lies does not count
     process.kill()
@@ -417,7 +422,7 @@ def test_a_token_is_written_nowhere(tmp_path, monkeypatch):
 def test_a_run_folder_holds_no_pickle_and_a_planted_one_is_not_read(tmp_path):
     process = at_step(8, RUN, 1, tmp_path)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     run_folder, marker = tmp_path / "runs" / "run", tmp_path / "executed"
     poison = f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
     newest = latest_checkpoint(run_folder / "checkpoints")

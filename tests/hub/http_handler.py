@@ -5,8 +5,9 @@ import json
 import re
 import socket
 import struct
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -14,8 +15,16 @@ from tests.hub.repositories import HubError, User
 
 
 @dataclass(frozen=True)
+class Hold:
+    """A request that a test holds: it waits until `over`."""
+
+    began: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
 class Fault:
-    """What goes wrong with a request: one of cut connection, HTTP status, delay."""
+    """What goes wrong with a request: one of cut connection, HTTP status, delay, hold."""
 
     method: str
     path: str  # a part of the request's path
@@ -25,6 +34,7 @@ class Fault:
     message: str = "injected"
     retry_after: int | None = None  # seconds, said beside the status
     delay_s: float = 0.0
+    hold: Hold | None = None
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -42,6 +52,9 @@ class HubHandler(BaseHTTPRequestHandler):
         fault = self._fault(split.path)
         if fault is not None:
             time.sleep(fault.delay_s)
+            if fault.hold is not None:
+                fault.hold.began.set()
+                fault.hold.over.wait(120)
             if fault.cut_after is not None:
                 self.rfile.read(fault.cut_after)
                 self.server.requests.append((self.command, split.path, None))

@@ -6,9 +6,6 @@ import os
 import runpy
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -21,8 +18,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from hub_card.collect import collect
 from hub_card.push import main, publish, publish_run
 from hub_card.run import PublishError, read_run
+from tests import launcher
 from tests.hub.conftest import OTHER_TOKEN, READ_TOKEN, TOKEN
-from tests.hub.http_handler import Fault
+from tests.hub.http_handler import Fault, Hold
 from tests.hub.runs import write_run
 from tests.modeling_tinynet.test_remote_code import AUTO_MAP
 from training.command import run_command
@@ -140,17 +138,16 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub, api, run, capsy
 
 
 def test_ctrl_c(hub, tmp_path, finished):
-    """In the middle of a slow upload; nothing of it shows, and the command says what to do."""
-    hub.inject(Fault("PUT", "/lfs/", delay_s=2.0), times=2)
-    command = [sys.executable, "-m", "hub_card.push", finished, "--repo", "me/x", "--yes"]
+    """In the middle of an upload, which is held until the signal has been sent; nothing of it shows, and the command
+    says what to do."""
+    held = Hold()
+    hub.inject(Fault("PUT", "/lfs/", hold=held), times=2)
     environment = os.environ | hub.environment(TOKEN, tmp_path / "home")
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    while not hub.asked("POST", "/objects/batch"):
-        assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(0.5)
+    process = launcher.Run(["-m", "hub_card.push", finished, "--repo", "me/x", "--yes"], env=environment)
+    assert held.began.wait(120)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    held.over.set()  # the threads that upload are waited for
+    errors = process.communicate(timeout=120)[1]
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted; the same command tries again"
     assert hub.repository("me/x").files() == {}

@@ -3,14 +3,13 @@
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import PIL.Image
 import pytest
 
+from tests import launcher
 from tests.hub.conftest import OTHER_TOKEN, READ_TOKEN, TOKEN
 from tests.hub.http_handler import Fault
 from tests.hub.repositories import User
@@ -20,14 +19,14 @@ from tests.training_jobs import RECIPE
 ROOT = Path(__file__).parents[2]
 NARROW_TOKEN, WRONG_TOKEN = "hf_canary_without_gated", "hf_canary_of_nobody"
 
-# Reads a dataset for each line, (token, id), and answers with what it was or what was wrong, and seconds.
+# Reads datasets one after the other, (token, id), and answers with what each was or what was wrong, and seconds.
 READ = """
 import json, os, sys, time
 from training.errors import DataError
 from training.data.sources import load_splits
 
-for line in sys.stdin:
-    token, dataset = json.loads(line)
+answers = []
+for token, dataset in json.loads(sys.argv[1]):
     os.environ.pop("HF_TOKEN", None)
     if token:
         os.environ["HF_TOKEN"] = token
@@ -36,7 +35,8 @@ for line in sys.stdin:
         said = load_splits(dataset).description
     except DataError as error:
         said = str(error)
-    print("SAID " + json.dumps([said, time.perf_counter() - started_at]), flush=True)
+    answers.append([said, time.perf_counter() - started_at])
+print("SAID " + json.dumps(answers))
 """
 
 
@@ -70,36 +70,12 @@ def client(hub: Hub, home: Path) -> dict[str, str]:
     return os.environ | hub.environment(None, home) | {"PYTHONPATH": str(ROOT)}
 
 
-class Reader:
-    """A process that reads datasets, in the folder `home`. No token may show in what it prints."""
-
-    def __init__(self, hub: Hub, home: Path, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", READ],
-            cwd=home,
-            env=client(hub, home) | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def __enter__(self) -> "Reader":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.process.stdin.close()
-        assert "hf_canary" not in self.process.stdout.read()
-        assert self.process.wait() == 0
-
-    def read(self, token: str | None, dataset: str) -> tuple[str, float]:
-        """What `load_splits` says, and seconds."""
-        print(json.dumps([token, dataset]), file=self.process.stdin, flush=True)
-        for line in self.process.stdout:
-            assert "hf_canary" not in line
-            if line.startswith("SAID "):
-                return tuple(json.loads(line.removeprefix("SAID ")))
-        raise AssertionError(f"no answer on {dataset}")
+def read(hub: Hub, home: Path, *asked: tuple[str | None, str], **environment: str) -> list[tuple[str, float]]:
+    """What `load_splits` says, and seconds, of each (token, dataset), read in the folder `home`; prints no token."""
+    process = launcher.run(["-c", READ, json.dumps(asked)], cwd=home, env=client(hub, home) | environment)
+    assert process.returncode == 0, process.stderr
+    assert "hf_canary" not in process.stdout + process.stderr
+    return json.loads(process.stdout.splitlines()[-1].removeprefix("SAID "))
 
 
 def test_what_the_hub_refuses_says_what_to_do(gated_hub, tmp_path):
@@ -129,19 +105,16 @@ def test_what_the_hub_refuses_says_what_to_do(gated_hub, tmp_path):
         (None, "me/parts"): "me/parts has several configurations: choose one of first, second with dataset_name",
         (None, "me/trouble"): "the Hub cannot hand out me/trouble now (HTTP status 503): try again later",
     }
-    with Reader(gated_hub, tmp_path) as reader:
-        assert {asked: reader.read(*asked)[0] for asked in expected} == expected
-        for asked in ((READ_TOKEN, "me/secret"), (OTHER_TOKEN, "owner/gated")):
-            assert "2 training and 2 validation images" in reader.read(*asked)[0]
+    readable = [(READ_TOKEN, "me/secret"), (OTHER_TOKEN, "owner/gated")]
+    said = [sentence for sentence, _ in read(gated_hub, tmp_path, *expected, *readable)]
+    assert dict(zip(expected, said, strict=False)) == expected
+    assert all("2 training and 2 validation images" in sentence for sentence in said[-2:])
 
 
 def test_train_ends_with_that_sentence(gated_hub, tmp_path):
-    process = subprocess.run(
-        [sys.executable, "train.py", *RECIPE, "--dataset", "owner/gated", "--output_dir", str(tmp_path)],
-        cwd=ROOT,
+    process = launcher.run(
+        ["train.py", *RECIPE, "--dataset", "owner/gated", "--output_dir", tmp_path],
         env=client(gated_hub, tmp_path) | {"HF_TOKEN": TOKEN},
-        capture_output=True,
-        text=True,
     )
     assert process.returncode == 2
     assert "Traceback" not in process.stderr and TOKEN not in process.stdout + process.stderr
@@ -154,22 +127,22 @@ def test_train_ends_with_that_sentence(gated_hub, tmp_path):
 def test_without_a_hub_a_missing_folder_is_told_at_once_and_the_cache_is_used(gated_hub, tmp_path):
     """The witness is the clock: the Hub's client tries for 23 seconds."""
     (tmp_path / "there").mkdir()
-    with Reader(gated_hub, tmp_path) as reader:
-        reader.read(TOKEN, "me/secret")
+    read(gated_hub, tmp_path, (TOKEN, "me/secret"))
     gated_hub.shutdown()
     gated_hub.server_close()
-    with Reader(gated_hub, tmp_path) as reader:
-        for name in ("missing", "not/there"):
-            sentence, seconds = reader.read(None, name)
-            assert seconds < 5
-            assert sentence.startswith(
-                f"there is no folder {name} here, and the Hub, which may have a dataset of this name, cannot be "
-                f"reached at {gated_hub.endpoint}: "
-            )
-        assert reader.read(None, "there/not")[0] == "folder there/not does not exist"
-    with Reader(gated_hub, tmp_path, HF_HUB_OFFLINE="1") as reader:
-        assert "2 training and 2 validation images" in reader.read(None, "me/secret")[0]
-        assert reader.read(None, "me/other")[0] == (
-            "there is no folder me/other here, and no dataset of the Hub with this name in the cache: HF_HUB_OFFLINE "
-            "keeps it from being fetched"
+    names = ("missing", "not/there")
+    *answers, (sentence, _) = read(gated_hub, tmp_path, *((None, name) for name in names), (None, "there/not"))
+    assert sentence == "folder there/not does not exist"
+    for name, (sentence, seconds) in zip(names, answers, strict=True):
+        assert seconds < 15
+        assert sentence.startswith(
+            f"there is no folder {name} here, and the Hub, which may have a dataset of this name, cannot be "
+            f"reached at {gated_hub.endpoint}: "
         )
+    asked = [(None, "me/secret"), (None, "me/other")]
+    (cached, _), (missing, _) = read(gated_hub, tmp_path, *asked, HF_HUB_OFFLINE="1")
+    assert "2 training and 2 validation images" in cached
+    assert missing == (
+        "there is no folder me/other here, and no dataset of the Hub with this name in the cache: HF_HUB_OFFLINE "
+        "keeps it from being fetched"
+    )

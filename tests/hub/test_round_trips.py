@@ -5,8 +5,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from PIL import Image
 
 from hub_card.push import main
 from modeling_tinynet import TinyNetForImageClassification, TinyNetImageProcessor
+from tests import launcher
 from tests.hub.conftest import TOKEN, sign_in
 from tests.hub.http_handler import Fault
 from tests.hub.repositories import Blob, User
@@ -35,7 +34,7 @@ RUN_BLOCKS = """
 import contextlib, io, json, sys
 
 shown = []
-for block in json.load(sys.stdin):
+for block in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as output:
         exec(block, {"__name__": "__main__"})
     shown.append(output.getvalue())
@@ -120,15 +119,8 @@ def run_python(script: str, blocks: list[str], hub: Hub, folder: Path, token: st
     Image.fromarray(skimage.data.coffee()).save(folder / "photo.jpg")
     environment = os.environ | hub.environment(token, folder / "home")
     environment.pop("PYTHONPATH", None)
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        input=json.dumps(blocks),
-        cwd=folder,
-        env=environment | ({"PYTHONPATH": path} if path else {}),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    environment |= {"PYTHONPATH": path} if path else {}
+    result = launcher.run(["-c", script, json.dumps(blocks)], cwd=folder, env=environment)
     assert result.returncode == 0, result.stderr
     assert "canary" not in result.stdout + result.stderr
     return json.loads(result.stdout.splitlines()[-1])
@@ -187,23 +179,17 @@ def test_training_on_a_data_set_of_the_hub_and_publishing_it(hub, tmp_path):
     hub.add_repository("me/flowers", images, kind="dataset")
     hub.inject(Fault("POST", "/me/net/commit/", status=500))
     environment = os.environ | hub.environment(TOKEN, tmp_path / "home") | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, ROOT / "train.py", *RECIPE, "--dataset", "me/flowers", "--push_to_hub", "me/net"]
+    command = [ROOT / "train.py", *RECIPE, "--dataset", "me/flowers", "--push_to_hub", "me/net"]
     command += ["--image_size", "32", "--epochs", "1", "--warmup_epochs", "0", "--run_name", "net"]
     command += ["--global_batch_size", "8", "--per_device_batch_size", "8", "--lr", "0.001", "--num_workers", "0"]
-    trained = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    trained = launcher.run(command, cwd=tmp_path, env=environment)
     assert trained.returncode == 0, trained.stderr
     warning = trained.stdout.splitlines()[-1]
     assert warning.startswith("warning: the run is complete but not published: ")
     assert hub.repository("me/net").files() == {}
 
     (again,) = re.findall(r"python (-m hub_card\.push .*)", warning)
-    result = subprocess.run(
-        [sys.executable, *again.split()],
-        cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    result = launcher.run(again.split(), cwd=tmp_path, env=environment | {"PYTHONPATH": str(ROOT)})
     assert result.returncode == 0, result.stderr
     card = hub.repository("me/net").files()["README.md"].decode()
     assert "datasets:\n- me/flowers\n" in card
@@ -214,8 +200,8 @@ def test_training_on_a_data_set_of_the_hub_and_publishing_it(hub, tmp_path):
 
 def test_training_does_not_begin_without_the_right_to_publish(hub, tmp_path):
     environment = os.environ | hub.environment("hf_canary_wrong", tmp_path / "home")
-    command = [sys.executable, ROOT / "train.py", *RECIPE, "--push_to_hub", "me/net2", "--run_name", "x"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    command = [ROOT / "train.py", *RECIPE, "--push_to_hub", "me/net2", "--run_name", "x"]
+    result = launcher.run(command, cwd=tmp_path, env=environment)
     assert result.returncode == 2
     assert "error: the Hugging Face token is not valid" in result.stderr
     assert "Traceback" not in result.stderr and "canary" not in result.stderr

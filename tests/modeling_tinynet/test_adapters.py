@@ -1,7 +1,6 @@
 """Adapters of PEFT trained in training mode, in which BatchNorm's statistics move; on scikit-learn's digits."""
 
 import copy
-import subprocess
 import sys
 
 import pytest
@@ -23,6 +22,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from modeling_tinynet import TINYNET_LORA, TinyNetBackbone, TinyNetConfig, TinyNetForImageClassification, TinyNetModel
+from tests import launcher
 
 WARNING = "BatchNorm runs in training mode under an adapter that does not hold its running statistics"
 WITHOUT_BATCH_NORM = {**TINYNET_LORA, "modules_to_save": ["classifier"]}
@@ -180,4 +180,4 @@ def test_a_frozen_body_trains_where_the_import_of_peft_is_forbidden(digits, monk
 
 def test_peft_is_not_imported():
     code = "import sys, modeling_tinynet; sys.exit('peft' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert launcher.run(["-c", code]).returncode == 0

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from PIL import Image
 from transformers.dynamic_module_utils import custom_object_save
 
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification, TinyNetImageProcessor
+from tests import launcher
 
 AUTO_MAP = {
     "AutoConfig": "configuration_tinynet.TinyNetConfig",
@@ -103,13 +102,8 @@ def remote(tmp_path_factory) -> Remote:
     Image.fromarray(skimage.data.coffee()).save(image)
 
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, folder, image],
-        cwd=elsewhere,
-        env={**environment, "HF_MODULES_CACHE": str(elsewhere / "modules"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
+    environment |= {"HF_MODULES_CACHE": str(elsewhere / "modules"), "HF_HUB_OFFLINE": "1"}
+    process = launcher.run(["-c", SCRIPT, folder, image], cwd=elsewhere, env=environment)
     assert process.returncode == 0, process.stderr
     tensors = safetensors.torch.load_file(elsewhere / "tensors.safetensors")
     return Remote(folder, model, processor, image, tensors, json.loads(process.stdout))

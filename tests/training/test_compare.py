@@ -1,6 +1,4 @@
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from tests import launcher
 from training import compare
 from training.command import run_command
 from training.reporting.console import StepTimer
@@ -93,8 +92,7 @@ def cells(line: str) -> list[str]:
 
 def test_the_command_prints_a_table_and_draws_both_runs(two_runs, tmp_path):
     slow, fast, correct = two_runs
-    command = [sys.executable, "-m", "training.compare", str(slow), str(fast), "--output", str(tmp_path / "both.png")]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    answer = launcher.run(["-m", "training.compare", slow, fast, "--output", tmp_path / "both.png"])
 
     assert (answer.returncode, answer.stderr) == (0, "")
     lines = answer.stdout.splitlines()

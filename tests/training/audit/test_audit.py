@@ -3,8 +3,6 @@ import io
 import json
 import statistics
 import struct
-import subprocess
-import sys
 import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from tests import launcher
 from training.audit import audit
 from training.audit import facts as audit_facts
 from training.audit.duplicates import duplicates
@@ -123,8 +122,7 @@ def place(root, path):
 
 
 def command(*arguments):
-    line = [sys.executable, "-m", "training.audit", *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    return launcher.run(["-m", "training.audit", *arguments])
 
 
 def words(line):

@@ -309,7 +309,7 @@ def test_a_missing_folder_is_never_looked_for_on_the_hub(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     started_at = time.perf_counter()
     refuses("folder {} does not exist", name)
-    assert time.perf_counter() - started_at < 1
+    assert time.perf_counter() - started_at < 15  # the Hub's client tries for 23 seconds
 
 
 @pytest.mark.parametrize("address", ["hf://datasets/me/ants", "https://huggingface.co/datasets/me/ants/tree/main"])

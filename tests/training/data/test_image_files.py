@@ -1,13 +1,12 @@
 import io
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from tests import launcher
 from training.data.decoding import ImageDecodeError, decode_rgb
 from training.data.image_files import IMAGE_ENDINGS, OTHER_ENDINGS, UNREAD_ENDINGS, sort_files
 from training.data.sources import load_splits
@@ -152,12 +151,6 @@ def test_a_package_for_heic_is_used_where_it_is_installed(tmp_path):
     for name in ("ant", "bee"):
         write(tmp_path / "data" / "train" / name, **{"1.heic": HEIC_START + bytes(50), "2": HEIC_START + bytes(50)})
         write(tmp_path / "data" / "val" / name, **{"1.heic": HEIC_START + bytes(50)})
-    answer = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "data")],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    answer = launcher.run(["-c", code, tmp_path / "data"], env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert answer.returncode == 0, answer.stderr
     assert answer.stdout == "4 [255, 0, 0]\n"

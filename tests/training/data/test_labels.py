@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.training.loading.test_loaders import picture, refuses, write_folder, write_plain_parquet
+from tests.image_data import picture, refuses, write_folder, write_plain_parquet
 from training.config.train_config import parse_config
 from training.data.decoding import decode_rgb
 from training.data.labels import streamed_class_names
@@ -117,13 +117,13 @@ def test_paths_that_are_not_utf_8_are_named(tmp_path):
 @pytest.mark.parametrize("largest", [1_000_000, 1_700_000_000, 2**63 - 1, 2**64 - 1])
 def test_integers_that_number_no_classes_are_refused_at_once(tmp_path, largest):
     dataset = write_rows(tmp_path / "train.parquet", pa.array([0, largest, 1, 1], pa.uint64()))
-    started_at = time.perf_counter()
+    started_at = time.process_time()
     refuses(
         f"label {largest} of sample 1 of split 'train' of {{}} would make {largest + 1:,} classes, of which only 3 "
         "occur: number the classes 0, 1, 2, ..., or name all of them in a class_names file",
         dataset,
     )
-    assert time.perf_counter() - started_at < 5
+    assert time.process_time() - started_at < 5
 
 
 def test_a_validation_label_may_be_any_integer(tmp_path):

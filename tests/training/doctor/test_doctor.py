@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +7,7 @@ import datasets
 import pytest
 import torch
 
+from tests import launcher
 from tests.photos import write_photo_folder
 from training.command import run_command
 from training.config.train_config import TrainConfig
@@ -46,10 +45,7 @@ def photos(tmp_path_factory):
 
 
 def command(*arguments):
-    line = [sys.executable, "-m", "training.doctor", *map(str, arguments)]
-    return subprocess.run(
-        line, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True
-    )
+    return launcher.run(["-m", "training.doctor", *arguments], env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
 
 
 def test_every_part_is_measured_and_the_limit_named(photos):

@@ -13,13 +13,15 @@ import torch.distributed as dist
 from training.engine.agreement import peer_lost
 
 path, rank, way = sys.argv[1:]
-timeout = timedelta(seconds=2 if way == "hangs" else 60)  # an end is noticed by itself, however slow the machine is
-dist.init_process_group("gloo", store=dist.FileStore(path, 2), rank=int(rank), world_size=2, timeout=timeout)
-dist.all_reduce(torch.ones(1))
+dist.init_process_group("gloo", store=dist.FileStore(path, 2), rank=int(rank), world_size=2)
+dist.all_reduce(torch.ones(1))  # both are there, so that a short time limit does not hit a slow start
+# An end is noticed by itself, however slow the machine is.
+group = dist.new_group(timeout=timedelta(seconds=4 if way == "hangs" else 60))
+dist.all_reduce(torch.ones(1), group=group)
 if rank == "1":
-    time.sleep(10 if way == "hangs" else 0)
+    time.sleep(60 if way == "hangs" else 0)
     sys.exit()
 try:
-    dist.all_reduce(torch.ones(1))
+    dist.all_reduce(torch.ones(1), group=group)
 except RuntimeError as error:
     print(peer_lost(error), flush=True)

@@ -1,13 +1,12 @@
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from tests import launcher
 from training.engine.agreement import GO_ON, SAVE, STOP, Agreement, agree, peer_lost
 
 ROOT = Path(__file__).parents[3]
@@ -39,14 +38,10 @@ def test_what_is_not_finite_is_named_by_rank_and_samples():
 @pytest.mark.fault("39 the others end in one line when a rank fails")
 @pytest.mark.parametrize(("way", "words"), [("ends", "Connection closed by peer"), ("hangs", "Timed out waiting")])
 def test_the_loss_of_another_rank_is_told_from_other_errors(way, words, tmp_path):
-    command = [sys.executable, Path(__file__).with_name("lost_peer.py"), tmp_path / "rendezvous"]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), way], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
-        )
-        for rank in range(2)
-    ]
-    assert ranks[0].communicate(timeout=60)[0] == f"{words}\n"
+    command = [Path(__file__).with_name("lost_peer.py"), tmp_path / "rendezvous"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ranks = [launcher.Run([*command, rank, way], env=environment) for rank in range(2)]
+    assert ranks[0].communicate(timeout=120)[0] == f"{words}\n"
     for rank in ranks:
         rank.kill()
         rank.communicate()

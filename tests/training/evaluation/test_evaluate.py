@@ -2,8 +2,6 @@ import dataclasses
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 from torch import nn
 
+from tests import launcher
 from tests.training.evaluation.evaluate_two_ranks import (
     BATCH_SIZE,
     NUM_CLASSES,
@@ -64,11 +63,11 @@ def run(models, images, labels, **options):
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """The results of one torchrun launch for all sizes."""
+    """The results of one launch for all sizes."""
     path = tmp_path_factory.mktemp("two_ranks") / "results.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = Path(__file__).with_name("evaluate_two_ranks.py")
-    subprocess.run([*command, script, path], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    launcher.run([script, path], env=environment, num_ranks=2).check_returncode()
     return json.loads(path.read_text())
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.loading.test_loaders import CLASS_LABEL, NoisyCorner, batches, picture
+from tests.image_data import CLASS_LABEL, NoisyCorner, batches, picture
 from training.data.decoding import ImageDecodeError, decode_rgb
 from training.data.sources import load_splits, num_samples
 from training.errors import DataError

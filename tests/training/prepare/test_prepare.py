@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,6 +15,7 @@ import PIL.ImageOps
 import pyarrow.parquet as pq
 import pytest
 
+from tests import launcher
 from tests.photos import write_photo_folder
 from training.command import run_command
 from training.data.sources import load_splits
@@ -175,8 +174,7 @@ def test_a_killed_copy_goes_on_with_its_shards(tmp_path):
     write_photo_folder(source, crops_per_class=60, val_crops_per_class=2, classes=CLASSES)
     partial = tmp_path / "copy.partial"
     arguments = ["--dataset", source, "--output", output, "--shorter_side", 100, "--shard_size", 4]
-    command = [sys.executable, "-m", "training.prepare", *map(str, arguments), "--num_workers", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = launcher.Run(["-m", "training.prepare", *arguments, "--num_workers", "1"])
     while len(shards(partial)) < 5 and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -337,9 +335,7 @@ def test_a_full_disk_is_one_sentence(photos, tmp_path):
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
     code = limit + "import runpy; runpy.run_module('training.prepare', run_name='__main__')"
     arguments = ["--dataset", photos, "--output", tmp_path / "copy", "--num_workers", 0]
-    answer = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
+    answer = launcher.run(["-c", code, *arguments])
     assert answer.returncode == 2
     assert "Traceback" not in answer.stderr
     sentence = answer.stderr.splitlines()[-1]
@@ -383,9 +379,9 @@ def test_digits_can_be_prepared_and_trained_on(tmp_path):
     assert run("--dataset", "digits", "--output", output, "--shard_size", 500) == 0
     copy = load_splits(str(output))
     assert (len(copy.train), len(copy.validation)) == (1438, 359)
-    command = [sys.executable, str(ROOT / "train.py"), "--recipe", str(ROOT / "configuration" / "quickstart.yaml")]
+    command = [ROOT / "train.py", "--recipe", ROOT / "configuration" / "quickstart.yaml"]
     flags = ["--dataset", output, "--epochs", 1, "--warmup_epochs", 0, "--image_size", 32, "--run_name", "copy"]
-    answer = subprocess.run([*command, *map(str, flags)], cwd=tmp_path, capture_output=True, text=True)
+    answer = launcher.run([*command, *flags], cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert json.loads((tmp_path / "runs" / "copy" / "summary.json").read_text())["num_train"] == 1438
 
@@ -406,8 +402,8 @@ def test_an_error_of_its_own_ends_the_command_although_workers_ignore_signals(ph
         "tqdm.tqdm.update = broken\n"
         "runpy.run_module('training.prepare', run_name='__main__')\n"
     )
-    command = [sys.executable, script, "--dataset", photos, "--output", tmp_path / "copy", "--num_workers", "2"]
+    command = [script, "--dataset", photos, "--output", tmp_path / "copy", "--num_workers", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=60)
+    result = launcher.run(command, env=environment)
     assert result.returncode == 1
     assert result.stderr.endswith("RuntimeError: a defect\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import launcher
 from training.reporting.metrics import MetricsLog, read_metrics, write_atomically, write_summary
 
 ROOT = Path(__file__).parents[3]
@@ -174,7 +175,8 @@ try:
 except OSError as error:
     print(error)
 """
-    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    answer = launcher.run(["-c", program])
+    assert answer.returncode == 0, answer.stderr
 
     assert "summary refused" in answer.stdout
     assert "bytes could be written; is the disk full?" in answer.stdout

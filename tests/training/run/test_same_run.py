@@ -3,12 +3,11 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import launcher
 from training.run.same_run import check_same_run
 
 ROOT = Path(__file__).parents[3]
@@ -19,9 +18,9 @@ pytestmark = pytest.mark.fault("34 several nodes without a shared folder")
 def errors(tmp_path_factory) -> list[dict[str, str | None]]:
     """What each of two ranks met in each case."""
     folder = tmp_path_factory.mktemp("machines")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = Path(__file__).with_name("same_run_two_ranks.py")
-    subprocess.run([*command, script, folder], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    launcher.run([script, folder], env=environment, num_ranks=2).check_returncode()
     assert not list(folder.rglob(".seen-*"))  # nothing is left behind
     return [json.loads((folder / f"errors-{rank}.json").read_text()) for rank in range(2)]
 

@@ -25,7 +25,7 @@ def ways_on(config: TrainConfig, run_folder: Path, resumed: Path | None, skipped
     """
     changes = [f"--lr {config.lr / 2:g}"]
     changes += ["--max_grad_norm 1"] if config.max_grad_norm is None else []
-    changes += {"fp16": ["--precision bf16"], "bf16": ["--precision no"]}.get(config.precision, [])
+    changes += {"fp16": ["--precision bf16"], "bf16": ["--precision no"]}.get(config.precision or "no", [])
     change = " or ".join(changes)
     checkpoint = _newest(run_folder / "checkpoints") or resumed
     if checkpoint is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-import torch
+from accelerate import Accelerator
 
 from tests.photos import write_photo_folder
 from training.config.train_config import TrainConfig
@@ -77,10 +77,16 @@ def test_a_slow_source_is_seen_as_what_it_is(photos):
     stream = datasets.IterableDataset.from_generator(rows, features=stored.features, gen_kwargs={"shards": [0]})
     splits = Splits(stream, stream, CLASSES, "image", "label", "a slow stream")
     config = TrainConfig(
-        model="tinynet_e", image_size=32, global_batch_size=8, per_device_batch_size=8, streaming=True, precision="no"
+        model="tinynet_e",
+        image_size=32,
+        global_batch_size=8,
+        per_device_batch_size=8,
+        streaming=True,
+        precision="no",
+        num_workers=1,
     )
     plan = TrainingPlan(len(stored), 8, 8, drop_last=True)
-    rates = measure_rates(config, splits, plan, device=torch.device("cpu"), num_workers=1, seconds=1)
+    rates = measure_rates(config, splits, plan, Accelerator(cpu=True), seconds=1)
     assert 0 < rates.read <= 100
     assert rates.decode > rates.read
     hints = advice(replace(rates, device="cuda", step=1e9), cores=1)

@@ -156,7 +156,7 @@ def train(
             trainer.end_epoch()  # evaluate, record, keep the best, save
 
     # 10. The result.
-    recorder.close()
+    recorder.display.close()
     interruption.end()
     if is_main:
         remove_compiler_cache(run_folder)

@@ -74,20 +74,10 @@ def measure_rates(
     share = seconds / PARTS
     network_config = model_config(config.model, splits.class_names, **config.network())
     train_transform = TrainTransform(network_config.image_size, **config.sample_transform())
-    read, pictures = _read(splits, config.seed, share)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a loader worker has
-    try:
-        images = _decodable(pictures, skip=config.on_bad_image != "stop")
-        sides = [min(decode_rgb(image).shape[1:]) for image in images]
-        decode = _rate(lambda item: decode_rgb(item[1]), itertools.cycle(enumerate(images)), share)
-        augment = _rate(
-            lambda item: train_transform(decode_rgb(item[1]), (config.seed, 0, item[0])),
-            itertools.cycle(enumerate(images)),
-            share,
-        )
-    finally:
-        torch.set_num_threads(threads)
+    read, encoded = _read(splits, config.seed, share)
+    images = _decodable(encoded, skip=config.on_bad_image != "stop")
+    sides = [min(decode_rgb(image).shape[1:]) for image in images]
+    decode, augment = _decoding_rates(images, train_transform, config.seed, share)
 
     loaders = build_loaders(
         dataclasses.replace(config, epochs=ENDLESS), splits, plan, network_config, accelerator.process_index
@@ -96,16 +86,8 @@ def measure_rates(
         batch = next(batches)  # the workers have started
         loader_rate = _rate(lambda batch: len(batch["index"]), batches, share, per_call=plan.per_device_batch_size)
 
-    transfer, device = None, accelerator.device
-    if device.type != "cpu":
-        pixels = batch["pixel_values"]
-
-        def move(item: Any) -> None:
-            pixels.to(device, non_blocking=True)
-            torch.accelerator.synchronize()
-
-        move(None)
-        transfer = _rate(move, itertools.repeat(None), share, per_call=len(pixels))
+    device = accelerator.device
+    transfer = None if device.type == "cpu" else _transfer_rate(batch["pixel_values"], device, share)
     step = _step_rate(config, splits.class_names, plan, batch, accelerator, share)
     return Rates(
         read,
@@ -122,6 +104,33 @@ def measure_rates(
         statistics.median(len(image["bytes"]) for image in images),
         {name: getattr(config, name) for name in ("precision", "compile", "channels_last", "streaming")},
     )
+
+
+def _decoding_rates(
+    images: list[dict[str, Any]], transform: TrainTransform, seed: int, seconds: float
+) -> tuple[float, float]:
+    """Images per second of decoding, and of decoding and `transform`, each for `seconds`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a loader worker has
+    try:
+        decode = _rate(lambda item: decode_rgb(item[1]), itertools.cycle(enumerate(images)), seconds)
+        augment = _rate(
+            lambda item: transform(decode_rgb(item[1]), (seed, 0, item[0])),
+            itertools.cycle(enumerate(images)),
+            seconds,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    return decode, augment
+
+
+def _transfer_rate(pixels: torch.Tensor, device: torch.device, seconds: float) -> float:
+    def move(item: Any) -> None:
+        pixels.to(device, non_blocking=True)
+        torch.accelerator.synchronize()
+
+    move(None)
+    return _rate(move, itertools.repeat(None), seconds, per_call=len(pixels))
 
 
 def _rate(call: Callable[[Any], Any], items: Iterable[Any], seconds: float, *, per_call: int = 1) -> float:
@@ -168,18 +177,18 @@ def _rows(splits: Splits, seed: int) -> Iterable[list[dict[str, Any]]]:
         yield split[indices.tolist()][column]
 
 
-def _decodable(pictures: list[dict[str, Any]], *, skip: bool) -> list[dict[str, Any]]:
+def _decodable(encoded: list[dict[str, Any]], *, skip: bool) -> list[dict[str, Any]]:
     good = []
-    for picture in pictures:
+    for image in encoded:
         try:
-            decode_rgb(picture, "a training image")
+            decode_rgb(image, "a training image")
         except ImageDecodeError:
             if not skip:
                 raise
         else:
-            good.append(picture)
+            good.append(image)
     if not good:
-        raise ImageDecodeError(f"none of {len(pictures)} images can be decoded; python -m training.audit says why")
+        raise ImageDecodeError(f"none of {len(encoded)} images can be decoded; python -m training.audit says why")
     return good
 
 

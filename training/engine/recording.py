@@ -114,10 +114,6 @@ class Recorder:
         self.display.epoch(record, is_best=is_best)
         self._logged_at_step, self._logged_at = self._progress.step, time.perf_counter()
 
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self.display.close()
-
     def _log_step(self, loss: float, grad_norm: float, lr: float) -> None:
         step, smoothed_loss = self._progress.step, self._progress.smoothed_loss
         smoothed_loss.update(loss)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -128,6 +128,7 @@ def evaluate_together(
         )
         bar.update(n - bar.n)
     images_per_s = n / (time.perf_counter() - started_at)
+    results = cast(dict[str, EvaluationResult], results)  # nothing stops it
     return [Evaluated(model, results[model.name], images_per_s) for model in models]
 
 

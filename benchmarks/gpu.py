@@ -5,10 +5,10 @@ What needs a GPU, in one command of at most ten minutes without network: the tes
     make gpu GPU_PYTHON=python3                         # with the PyTorch that the machine has
     python -m benchmarks.gpu --device cpu --dry_run     # every path with tiny shapes; the numbers mean nothing
 
-Speed is that of a training step on random uint8 images that already lie on the GPU: colour jitter and normalisation,
-forward in bf16 and channels-last, smoothed cross-entropy, backward, RMSProp, EMA. Here: this package's
-network, optimizer and EMA. timm: its network, its RMSpropTF as its own factory builds it, and ModelEmaV3 with its
-defaults. Both begin with the same weights and share images, transform and loss.
+Speed is that of the trainer's own optimizer step (`training.engine.step`) on random uint8 images that already lie on
+the GPU: smoothed targets, colour jitter and normalisation, forward in bf16 and channels-last, cross-entropy, backward,
+the gradient's norm, RMSProp, EMA. Here: this package's network, optimizer and EMA. timm: its network, its RMSpropTF as
+its own factory builds it, and ModelEmaV3 with its defaults, in the same step. Both begin with the same weights.
 
 The two take turns, the order swapped at each round; a round is as many steps as fill half a second here, and ends when
 the GPU has finished. The ratio is the median over rounds of timm's time to ours, above 1 where ours is faster. CUDA
@@ -39,13 +39,15 @@ from typing import Any
 from xml.etree import ElementTree
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from benchmarks.timing import interleaved, median_ratio
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
 from training.config.train_config import TrainConfig
+from training.engine.step import Batch, OptimizerStep
 from training.modeling.ema import ExponentialMovingAverage
-from training.optim.loss import smoothed_targets, soft_cross_entropy
 from training.optim.optimizer import build_optimizer
 from training.reporting.metrics import write_summary
 from training.system.environment import environment
@@ -219,21 +221,102 @@ def print_tests(result: dict[str, Any]) -> None:
 
 
 @dataclass
+class Marks:
+    """Moments on the device, a list for each step under measurement."""
+
+    device: str
+    of_steps: list[list[Any]] = field(default_factory=list)
+
+    def begin_step(self) -> None:
+        self.of_steps.append([])
+        self.mark()
+
+    def mark(self) -> None:
+        self.of_steps[-1].append(now(self.device))
+
+    def part_seconds(self) -> list[list[float]]:
+        """What each part of each step took, in the order of PARTS; to be called once the device has finished."""
+        return [[seconds_between(start, end) for start, end in itertools.pairwise(marks)] for marks in self.of_steps]
+
+
+class MarkedTransform(DeviceTransform):
+    """Marks its end, which is the begin of the forward pass."""
+
+    def __init__(self, marks: Marks, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.marks = marks
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        result = super().__call__(*args, **kwargs)
+        self.marks.mark()
+        return result
+
+
+class MarkedModel(nn.Module):
+    """A network whose output has `.logits` and whose end is marked."""
+
+    def __init__(self, marks: Marks, network: nn.Module) -> None:
+        super().__init__()
+        self.marks = marks
+        self.network = network
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        output = self.network(pixel_values)
+        self.marks.mark()
+        return ImageClassifierOutput(logits=output) if isinstance(output, Tensor) else output
+
+
+class MarkedAccelerator(Accelerator):
+    """Marks begin and end of the backward pass."""
+
+    def __init__(self, marks: Marks) -> None:
+        super().__init__(cpu=marks.device == "cpu", mixed_precision="bf16")
+        self.marks = marks
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        self.marks.mark()
+        super().backward(loss, **kwargs)
+        self.marks.mark()
+
+
+class MarkedAverage:
+    """An EMA, ours or timm's, with a mark at the begin of its update."""
+
+    def __init__(self, marks: Marks, average: Any) -> None:
+        self.marks = marks
+        self.average = average
+
+    def update(self, network: nn.Module) -> None:
+        self.marks.mark()
+        self.average.update(network)
+
+
+@dataclass
 class Contestant:
-    """One way to train, and what each part of each of its steps took, in seconds, in the order of PARTS."""
+    """One way to train: the trainer's own step with a network, an optimizer and an EMA, which note when they are."""
 
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
-    update_average: Callable[[], None]
-    part_seconds: list[list[float]] = field(default_factory=list)
+    step: OptimizerStep
+    marks: Marks
 
-
-@dataclass(frozen=True)
-class Batch:
-    images: Tensor  # uint8 (B, 3, S, S), on the device
-    labels: Tensor  # int64 (B,), on the device
-    indices: Tensor  # int64 (B,), on the host
-    transform: DeviceTransform
+    @classmethod
+    def of(
+        cls, device: str, network: nn.Module, optimizer: torch.optim.Optimizer, average: Any, config: TinyNetConfig
+    ) -> "Contestant":
+        marks = Marks(device)
+        accelerator = MarkedAccelerator(marks)
+        step = OptimizerStep(
+            accelerator,
+            accelerator.prepare_model(MarkedModel(marks, network), device_placement=False),
+            network,
+            accelerator.prepare_optimizer(optimizer, device_placement=False),
+            MarkedAverage(marks, average),
+            MarkedTransform(marks, config.image_mean, config.image_std, **PUBLISHED.batch_transform()),
+            num_classes=NUM_CLASSES,
+            label_smoothing=PUBLISHED.label_smoothing,
+            max_grad_norm=PUBLISHED.max_grad_norm,
+            seed=PUBLISHED.seed,
+        )
+        return cls(step, marks)
 
 
 def measured_or_failure(device: str, variant: str, batch_size: int, compiled: bool, scale: Scale) -> dict[str, Any]:
@@ -252,29 +335,29 @@ def measure(device: str, variant: str, batch_size: int, compiled: bool, scale: S
     torch.manual_seed(0)
     config = TinyNetConfig.from_variant(variant)
     size = scale.image_size or config.image_size
-    batch = Batch(
-        torch.randint(256, (batch_size, 3, size, size), dtype=torch.uint8, device=device),
-        torch.randint(NUM_CLASSES, (batch_size,), device=device),
-        torch.arange(batch_size),
-        DeviceTransform(config.image_mean, config.image_std, color_jitter=PUBLISHED.color_jitter),
-    )
+    batch = {
+        "pixel_values": torch.randint(256, (batch_size, 3, size, size), dtype=torch.uint8, device=device),
+        "labels": torch.randint(NUM_CLASSES, (batch_size,), device=device),
+        "index": torch.arange(batch_size),
+        "replaced": torch.zeros(batch_size, dtype=torch.bool),
+    }
     network = TinyNetForImageClassification(config)
     contestants = {"ours": ours(network, device)}
     try:
-        contestants["timm"] = timms(variant, network, config.dropout_rate, device)
+        contestants["timm"] = timms(variant, network, device)
     except ImportError as error:
         print(f"without timm: {error}")
 
     first_step_s = {}
     for name, contestant in contestants.items():
         if compiled:
-            contestant.network.compile(backend=scale.backend)
+            contestant.step.network.compile(backend=scale.backend)
         start = time.perf_counter()
-        training_step(contestant, batch)
+        training_steps(contestant, batch, 1)
         first_step_s[name] = time.perf_counter() - start
-        training_step(contestant, batch)  # compiling and cuDNN's choice of kernels are over
+        training_steps(contestant, batch, 1)  # compiling and cuDNN's choice of kernels are over
     start = time.perf_counter()
-    training_step(contestants["ours"], batch)
+    training_steps(contestants["ours"], batch, 1)
     steps = max(2, math.ceil(scale.round_s / (time.perf_counter() - start)))
 
     def round_of(contestant: Contestant) -> Callable[[], None]:
@@ -296,59 +379,40 @@ def measure(device: str, variant: str, batch_size: int, compiled: bool, scale: S
 
 def ours(network: TinyNetForImageClassification, device: str) -> Contestant:
     network.to(device, memory_format=torch.channels_last).train()
-    optimizer = build_optimizer(network, **PUBLISHED.update() | {"lr": PUBLISHED.warmup_lr})
+    optimizer = build_optimizer(network, **PUBLISHED.update())
     average = ExponentialMovingAverage(network, PUBLISHED.ema_decay)
-    return Contestant(network, optimizer, lambda: average.update(network))
+    return Contestant.of(device, network, optimizer, average, network.config)
 
 
-def timms(variant: str, same_weights: nn.Module, dropout_rate: float, device: str) -> Contestant:
+def timms(variant: str, same_weights: TinyNetForImageClassification, device: str) -> Contestant:
     """Raises ImportError where there is no timm."""
     import timm
     import timm.utils
 
     from benchmarks.timm_rmsprop import timm_rmsprop
 
-    network = timm.create_model(variant, drop_rate=dropout_rate, num_classes=NUM_CLASSES)
+    config = same_weights.config
+    network = timm.create_model(variant, drop_rate=config.dropout_rate, num_classes=NUM_CLASSES)
     network.load_state_dict({name.removeprefix("tinynet."): t for name, t in same_weights.state_dict().items()})
     network.to(device, memory_format=torch.channels_last).train()
     optimizer = timm_rmsprop(network, PUBLISHED, lr=PUBLISHED.warmup_lr)
     average = timm.utils.ModelEmaV3(network, decay=PUBLISHED.ema_decay)
-    return Contestant(network, optimizer, lambda: average.update(network))
-
-
-def training_step(contestant: Contestant, batch: Batch) -> None:
-    training_steps(contestant, batch, 1)
+    return Contestant.of(device, network, optimizer, average, config)
 
 
 def training_steps(contestant: Contestant, batch: Batch, steps: int) -> None:
     """Trains, waits for the device, and notes what the parts of each step took."""
-    device = batch.images.device.type
-    marks_of_steps = []
+    step, marks = contestant.step, contestant.marks
+    num_samples = len(batch["index"])
     for _ in range(steps):
-        marks = [now(device)]
-        pixels, labels = batch.transform(batch.images, batch.labels, epoch=0, indices=batch.indices, step=0, rank=0)
-        marks.append(now(device))
-        with torch.autocast(device, torch.bfloat16):
-            output = contestant.network(pixels)
-        marks.append(now(device))
-        targets = smoothed_targets(labels, NUM_CLASSES, PUBLISHED.label_smoothing)
-        loss = soft_cross_entropy(output if isinstance(output, Tensor) else output.logits, targets, reduction="mean")
-        marks.append(now(device))
-        loss.backward()
-        marks.append(now(device))
-        contestant.optimizer.step()
-        contestant.optimizer.zero_grad()
-        marks.append(now(device))
-        contestant.update_average()
-        marks.append(now(device))
-        marks_of_steps.append(marks)
-    if not math.isfinite(loss.item()):  # which waits for the forward pass; the rest is waited for below
-        raise RuntimeError(f"the loss is {loss.item()}: what was measured is no training")
-    if device == "cuda":
+        marks.begin_step()
+        gradients = step.train_step(itertools.repeat(batch), epoch=0, step=0, micro_batches=1, num_samples=num_samples)
+        step.apply_update(PUBLISHED.warmup_lr)
+        marks.mark()
+    if not math.isfinite(gradients.loss.item()):  # which waits for the forward pass; the rest is waited for below
+        raise RuntimeError(f"the loss is {gradients.loss.item()}: what was measured is no training")
+    if step.accelerator.device.type == "cuda":
         torch.cuda.synchronize()
-    contestant.part_seconds += [
-        [seconds_between(start, end) for start, end in itertools.pairwise(marks)] for marks in marks_of_steps
-    ]
 
 
 def now(device: str) -> Any:
@@ -366,7 +430,7 @@ def seconds_between(start: Any, end: Any) -> float:
 
 def summary(contestant: Contestant, round_seconds: list[float], steps: int, batch_size: int) -> dict[str, Any]:
     step_s = statistics.median(round_seconds) / steps
-    counted = contestant.part_seconds[-len(round_seconds) * steps :]  # before them: warm-up
+    counted = contestant.marks.part_seconds()[-len(round_seconds) * steps :]  # before them: warm-up
     parts = {part: statistics.median(seconds) for part, seconds in zip(PARTS, zip(*counted, strict=True), strict=True)}
     return {
         "images_per_s": batch_size / step_s,

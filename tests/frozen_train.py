@@ -7,6 +7,7 @@ In double precision, so that what is left of a difference is not rounding.
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import safetensors.torch
 import torch
 
 import train
+from training.engine import network
 from training.optim.optimizer import RMSpropTF
 from training.transforms.device_transforms import DeviceTransform
 
@@ -37,7 +39,7 @@ def log_batch(self, images, targets, *, epoch, indices, step, rank):
 def log_gradients(self, *arguments, **keywords):
     step_number = len(list(log_folder.glob("gradients-*"))) + 1
     gradients = {str(i): p.grad for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
-    if train.os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         safetensors.torch.save_file(
             {name: gradient.contiguous() for name, gradient in gradients.items()},
             log_folder / f"gradients-{step_number:03d}.safetensors",
@@ -50,13 +52,13 @@ def normalized_in_double(self, images):
 
 
 def built_in_double(*arguments, **keywords):
-    network, head = build_model(*arguments, **keywords)
-    return network.double(), head
+    built, head = build_model(*arguments, **keywords)
+    return built.double(), head
 
 
 transform, step = DeviceTransform.__call__, RMSpropTF.step
-normalize_only, build_model = DeviceTransform.normalize_only, train.build_model
-DeviceTransform.normalize_only, train.build_model = normalized_in_double, built_in_double
+normalize_only, build_model = DeviceTransform.normalize_only, network.build_model
+DeviceTransform.normalize_only, network.build_model = normalized_in_double, built_in_double
 RMSpropTF.step = log_gradients
 DeviceTransform.__call__ = log_batch
 torch.nn.BatchNorm2d.train = stay_frozen

@@ -310,7 +310,7 @@ MISTAKES = {
     "no write permission": ([*RECIPE, "--output_dir", "in_the_way"], "in_the_way"),
 }
 BUGS = {
-    "in the plan": "from training.loading.sampling import TrainingPlan; TrainingPlan.steps_per_epoch = property(broken)",
+    "in the plan": "from training.loading.sampling import TrainingPlan as T; T.steps_per_epoch = property(broken)",
     "in the network": "import modeling_tinynet; modeling_tinynet.TinyNetForImageClassification.__init__ = broken",
 }
 BROKEN_TRAIN = """

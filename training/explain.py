@@ -15,7 +15,7 @@ from training.data.sources import IMAGENET_COUNTS, is_imagenet, load_splits, num
 from training.errors import RunError
 from training.loading.sampling import TrainingPlan
 from training.modeling.build import model_config
-from training.optim.lr_schedule import build_schedule
+from training.optim.lr_schedule import lr_schedule, warmup_remark
 from training.reporting.curves import STYLE, write_png
 from training.run.run_folder import default_run_name
 
@@ -102,29 +102,6 @@ def explain_run(config: TrainConfig, num_processes: int) -> None:
     except OSError as error:
         raise RunError(f"{plot} cannot be written: {error.strerror or error}") from error
     print(f"{text}\n\nlearning rate curve: {plot}")
-
-
-def lr_schedule(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
-    """The learning rate of a run as a function of its optimizer step."""
-    return build_schedule(
-        config.schedule,
-        lr=config.lr,
-        total_steps=config.epochs * steps_per_epoch,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=config.warmup_epochs,
-        warmup_lr=config.warmup_lr,
-        decay_epochs=config.decay_epochs,
-        decay_rate=config.decay_rate,
-        min_lr=config.min_lr,
-    )
-
-
-def warmup_remark(config: TrainConfig, steps_per_epoch: int) -> str | None:
-    """What to know about a run that ends in its warm-up, as a staircase may: its learning rate stays below `lr`."""
-    if config.warmup_epochs < config.epochs:
-        return None
-    highest = lr_schedule(config, steps_per_epoch)(config.epochs * steps_per_epoch - 1)
-    return f"warmup_epochs {config.warmup_epochs:g} outlasts the run: at most {highest:.3g}, never lr {config.lr:g}"
 
 
 def save_lr_curve(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import train
 from training.config.train_config import TrainConfig
-from training.engine import accelerator
+from training.engine import accelerator, step, trainer
 from training.engine.agreement import Agreement, agree
 from training.optim.loss import soft_cross_entropy
 from training.transforms.device_transforms import DeviceTransform
@@ -68,8 +68,8 @@ DeviceTransform.__call__ = noted
 TrainConfig.check_device = lambda self, device_type: None
 for module, name, substitute in (
     (accelerator, "Accelerator", Fp16OnCpu),
-    (train, "soft_cross_entropy", bad_loss),
-    (train, "agree", with_hash),
+    (step, "soft_cross_entropy", bad_loss),
+    (trainer, "agree", with_hash),
 ):
     getattr(module, name)  # a name that has moved elsewhere is an error here, not a test of nothing
     setattr(module, name, substitute)

@@ -17,6 +17,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 
 import train
+from training.engine import network
 from training.modeling.build import build_model
 
 
@@ -26,5 +27,5 @@ def without_benchmark_mode(*args: Any, **kwargs: Any) -> Any:
 
 
 torch.use_deterministic_algorithms(True)
-train.build_model = without_benchmark_mode
+network.build_model = without_benchmark_mode
 train.main(sys.argv[1:])

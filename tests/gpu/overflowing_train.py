@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from torch import Tensor
 
 import train
+from training.engine import step
 from training.optim.loss import soft_cross_entropy
 
 calls = itertools.count(1)
@@ -22,5 +23,5 @@ def overflowing(logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
     return loss * 1e6 if next(calls) == 3 else loss
 
 
-train.soft_cross_entropy = overflowing
+step.soft_cross_entropy = overflowing
 train.main(sys.argv[1:])

@@ -6,6 +6,7 @@ import os
 import runpy
 import shutil
 import signal
+import sys
 import traceback
 from pathlib import Path
 

@@ -6,7 +6,8 @@ from PIL import Image
 
 from modeling_tinynet import TINYNET_VARIANTS, TinyNetConfig
 from training.config.train_config import TrainConfig, read_recipe
-from training.explain import RECIPES, explain, lr_schedule, save_lr_curve, warmup_remark
+from training.explain import RECIPES, explain, save_lr_curve
+from training.optim.lr_schedule import lr_schedule, warmup_remark
 
 IMAGENET = 1_281_167
 

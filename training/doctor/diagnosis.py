@@ -16,14 +16,14 @@ from accelerate import Accelerator
 
 from training.command import CommandParser
 from training.config.arguments import whole_number
-from training.config.train_config import TrainConfig, available_cores, default_num_workers, parse_config
+from training.config.train_config import TrainConfig, available_cores, parse_config
 from training.data import decoding
 from training.data.sources import Splits, load_splits, num_samples
 from training.doctor.rates import Rates, measure_rates
+from training.engine.accelerator import set_up_backend
 from training.errors import RunError
 from training.loading.sampling import TrainingPlan
 from training.reporting.console import format_speed
-from training.system.memory import keep_freed_memory
 
 BAR_WIDTH = 40
 PREPARED_SIDE = 256  # pixels, the default of training.prepare.prepare
@@ -32,19 +32,11 @@ WORTH_IT = 1.2  # times the side of prepared copies: above, half of the images h
 
 
 def diagnose(
-    config: TrainConfig,
-    splits: Splits,
-    plan: TrainingPlan,
-    *,
-    device: torch.device,
-    rank: int = 0,
-    seconds: float = 20.0,
+    config: TrainConfig, splits: Splits, plan: TrainingPlan, accelerator: Accelerator, *, seconds: float = 20.0
 ) -> str:
     """Measure the run of `config` and say what limits it; see `rates.measure_rates` for arguments and errors."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    num_workers = default_num_workers(processes) if config.num_workers is None else config.num_workers
-    rates = measure_rates(config, splits, plan, device=device, num_workers=num_workers, rank=rank, seconds=seconds)
-    return report(rates, available_cores() // processes)
+    rates = measure_rates(config, splits, plan, accelerator, seconds=seconds)
+    return report(rates, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def report(rates: Rates, cores: int) -> str:
@@ -148,13 +140,11 @@ def main(argv: Sequence[str]) -> None:
         accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=config.precision)
     except (ValueError, OSError) as error:  # what the device lacks, or the variables of a launcher
         raise RunError(str(error)) from error
-    torch.backends.cudnn.benchmark = True
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
+    set_up_backend(accelerator.device)
     config = dataclasses.replace(config, precision=accelerator.mixed_precision)
     splits = load_splits(config.dataset, **config.source())
     print(splits.description, flush=True)
     plan = TrainingPlan(
         num_samples(splits.train), config.global_batch_size, config.per_device_batch_size, 1, config.drop_last
     )
-    print(diagnose(config, splits, plan, device=accelerator.device, seconds=options.seconds))
+    print(diagnose(config, splits, plan, accelerator, seconds=options.seconds))

@@ -4,6 +4,7 @@ All is measured with what a run would use: its data, transforms, loader workers,
 """
 
 import contextlib
+import dataclasses
 import itertools
 import statistics
 import time
@@ -14,27 +15,25 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from training.config.train_config import TrainConfig
 from training.data.decoding import ImageDecodeError, decode_rgb, encoded_bytes
 from training.data.permutation import epoch_permutation
 from training.data.sources import Splits
-from training.loading.loaders import build_dataset, build_train_loader
+from training.engine.loaders import build_loaders
+from training.engine.network import build_network
+from training.engine.step import build_step
 from training.loading.sampling import TrainingPlan
-from training.loading.streaming import StreamPositions
-from training.loading.workers import batches_in_time
-from training.modeling.build import build_model, model_config
+from training.modeling.build import model_config
 from training.modeling.ema import ExponentialMovingAverage
-from training.optim.loss import smoothed_targets, soft_cross_entropy
 from training.optim.optimizer import build_optimizer
 from training.transforms.augmentation import TrainTransform
-from training.transforms.device_transforms import DeviceTransform
 
 READ_AT_ONCE = 32
 KEPT_IMAGES, KEPT_BYTES = 256, 64_000_000  # held in memory to be decoded again and again
 PARTS = 6  # that share the time
-ENDLESS = 10**9  # optimizer steps
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ENDLESS = 10**6  # epochs
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,7 @@ class Rates:
 
 
 def measure_rates(
-    config: TrainConfig,
-    splits: Splits,
-    plan: TrainingPlan,
-    *,
-    device: torch.device,
-    num_workers: int,
-    rank: int = 0,
-    seconds: float = 20.0,
+    config: TrainConfig, splits: Splits, plan: TrainingPlan, accelerator: Accelerator, *, seconds: float = 20.0
 ) -> Rates:
     """Measure each part for a share of `seconds`; start-up of workers, network and compilation come on top.
 
@@ -72,9 +64,7 @@ def measure_rates(
         config: of the run, its precision resolved.
         splits: its data.
         plan: its batches.
-        device: of the network.
-        num_workers: loader processes.
-        rank: of this process among those of the plan. Those of one machine should measure at the same time.
+        accelerator: of this process. Those of one machine should measure at the same time. It is left as it was.
         seconds: for all of it.
 
     Raises:
@@ -84,51 +74,21 @@ def measure_rates(
     share = seconds / PARTS
     network_config = model_config(config.model, splits.class_names, **config.network())
     train_transform = TrainTransform(network_config.image_size, **config.sample_transform())
-    read, pictures = _read(splits, config.seed, share)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a loader worker has
-    try:
-        images = _decodable(pictures, skip=config.on_bad_image != "stop")
-        sides = [min(decode_rgb(image).shape[1:]) for image in images]
-        decode = _rate(lambda item: decode_rgb(item[1]), itertools.cycle(enumerate(images)), share)
-        augment = _rate(
-            lambda item: train_transform(decode_rgb(item[1]), (config.seed, 0, item[0])),
-            itertools.cycle(enumerate(images)),
-            share,
-        )
-    finally:
-        torch.set_num_threads(threads)
+    read, encoded = _read(splits, config.seed, share)
+    images = _decodable(encoded, skip=config.on_bad_image != "stop")
+    sides = [min(decode_rgb(image).shape[1:]) for image in images]
+    decode, augment = _decoding_rates(images, train_transform, config.seed, share)
 
-    positions = None
-    if config.streaming:
-        positions = StreamPositions(num_workers, 0, 0, None, rank=rank, num_processes=plan.num_processes)
-    dataset = build_dataset(
-        splits.train,
-        train_transform,
-        columns=(splits.image_column, splits.label_column),
-        num_classes=len(splits.class_names),
-        seed=config.seed,
-        rank=rank,
-        num_processes=plan.num_processes,
-        positions=positions,
-        replace_bad_images=config.on_bad_image != "stop",
+    loaders = build_loaders(
+        dataclasses.replace(config, epochs=ENDLESS), splits, plan, network_config, accelerator.process_index
     )
-    loader = build_train_loader(dataset, plan, rank=rank, total_steps=ENDLESS, num_workers=num_workers)
-    with contextlib.closing(batches_in_time(loader, config.timeout_s)) as batches:
+    with contextlib.closing(loaders.train_batches()) as batches:
         batch = next(batches)  # the workers have started
         loader_rate = _rate(lambda batch: len(batch["index"]), batches, share, per_call=plan.per_device_batch_size)
 
-    transfer = None
-    if device.type != "cpu":
-        pixels = batch["pixel_values"]
-
-        def move(item: Any) -> None:
-            pixels.to(device, non_blocking=True)
-            torch.accelerator.synchronize()
-
-        move(None)
-        transfer = _rate(move, itertools.repeat(None), share, per_call=len(pixels))
-    step = _step_rate(config, network_config, splits, plan, batch, device, share)
+    device = accelerator.device
+    transfer = None if device.type == "cpu" else _transfer_rate(batch["pixel_values"], device, share)
+    step = _step_rate(config, splits.class_names, plan, batch, accelerator, share)
     return Rates(
         read,
         decode,
@@ -136,7 +96,7 @@ def measure_rates(
         loader_rate,
         transfer,
         step,
-        num_workers,
+        loaders.num_workers,
         plan.per_device_batch_size,
         network_config.image_size,
         device.type,
@@ -144,6 +104,33 @@ def measure_rates(
         statistics.median(len(image["bytes"]) for image in images),
         {name: getattr(config, name) for name in ("precision", "compile", "channels_last", "streaming")},
     )
+
+
+def _decoding_rates(
+    images: list[dict[str, Any]], transform: TrainTransform, seed: int, seconds: float
+) -> tuple[float, float]:
+    """Images per second of decoding, and of decoding and `transform`, each for `seconds`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a loader worker has
+    try:
+        decode = _rate(lambda item: decode_rgb(item[1]), itertools.cycle(enumerate(images)), seconds)
+        augment = _rate(
+            lambda item: transform(decode_rgb(item[1]), (seed, 0, item[0])),
+            itertools.cycle(enumerate(images)),
+            seconds,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    return decode, augment
+
+
+def _transfer_rate(pixels: torch.Tensor, device: torch.device, seconds: float) -> float:
+    def move(item: Any) -> None:
+        pixels.to(device, non_blocking=True)
+        torch.accelerator.synchronize()
+
+    move(None)
+    return _rate(move, itertools.repeat(None), seconds, per_call=len(pixels))
 
 
 def _rate(call: Callable[[Any], Any], items: Iterable[Any], seconds: float, *, per_call: int = 1) -> float:
@@ -190,68 +177,62 @@ def _rows(splits: Splits, seed: int) -> Iterable[list[dict[str, Any]]]:
         yield split[indices.tolist()][column]
 
 
-def _decodable(pictures: list[dict[str, Any]], *, skip: bool) -> list[dict[str, Any]]:
+def _decodable(encoded: list[dict[str, Any]], *, skip: bool) -> list[dict[str, Any]]:
     good = []
-    for picture in pictures:
+    for image in encoded:
         try:
-            decode_rgb(picture, "a training image")
+            decode_rgb(image, "a training image")
         except ImageDecodeError:
             if not skip:
                 raise
         else:
-            good.append(picture)
+            good.append(image)
     if not good:
-        raise ImageDecodeError(f"none of {len(pictures)} images can be decoded; python -m training.audit says why")
+        raise ImageDecodeError(f"none of {len(encoded)} images can be decoded; python -m training.audit says why")
     return good
 
 
 def _step_rate(
     config: TrainConfig,
-    network_config: Any,
-    splits: Splits,
+    class_names: list[str],
     plan: TrainingPlan,
     batch: dict[str, torch.Tensor],
-    device: torch.device,
+    accelerator: Accelerator,
     seconds: float,
 ) -> float:
-    """Images per second from a uint8 batch on the device to updated weights; accumulation counts as in the run."""
-    network, _ = build_model(config.model, network_config, seed=config.seed)
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    network = network.to(device, memory_format=memory_format).train()
+    """Images per second from uint8 batches on the device to updated weights, by the optimizer step of the run. Nothing
+    is sent to other processes: BatchNorm is each one's own, and there is no DistributedDataParallel."""
+    config = dataclasses.replace(config, sync_batch_norm=False)
+    network, _ = build_network(config, class_names, accelerator.device)
     optimizer = build_optimizer(network, **config.update())
     ema = ExponentialMovingAverage(network, config.ema_decay) if config.ema_decay else None
     if config.compile:
         network.compile()
-    device_transform = DeviceTransform(network_config.image_mean, network_config.image_std, **config.batch_transform())
-    autocast = torch.autocast(device.type, AUTOCAST[config.precision]) if config.precision in AUTOCAST else None
-    pixels, labels = batch["pixel_values"].to(device), batch["labels"].to(device)
+    scale = accelerator.scaler.state_dict() if accelerator.scaler else None
+    # For evaluation: Accelerate adds its precision to the network, and nothing else.
+    model = accelerator.prepare_model(network, device_placement=False, evaluation_mode=True).train()
+    optimizer = accelerator.prepare_optimizer(optimizer, device_placement=False)
+    step = build_step(config, accelerator, model, network, optimizer, ema)
+    images = {name: batch[name].to(accelerator.device) for name in ("pixel_values", "labels")}
+    batches = itertools.repeat(batch | images)
 
-    def forward_backward() -> None:
-        targets = smoothed_targets(labels, len(splits.class_names), config.label_smoothing)
-        images, targets = device_transform(pixels, targets, epoch=0, indices=batch["index"], step=0, rank=0)
-        with autocast or contextlib.nullcontext():
-            loss = soft_cross_entropy(network(images).logits, targets, reduction="sum")
-        (loss / len(pixels)).backward()
+    def whole_step(micro_batches: int) -> None:
+        num_samples = micro_batches * plan.num_processes * len(batch["index"])
+        step.train_step(batches, epoch=0, step=0, micro_batches=micro_batches, num_samples=num_samples)
+        step.apply_update(config.lr)
 
-    def update() -> None:
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm or torch.inf)
-        optimizer.step()
-        optimizer.zero_grad()
-        if ema:
-            ema.update(network)
-
-    first_s = _seconds(forward_backward, device) + _seconds(update, device)  # compilation, and the optimizer's state
-    backward_s: list[float] = []
-    update_s: list[float] = []
-    spent_s = 0.0
-    while len(backward_s) < 2 or spent_s < seconds:
-        backward_s.append(_seconds(forward_backward, device))
-        update_s.append(_seconds(update, device))
-        spent_s += backward_s[-1] + update_s[-1]
-        if spent_s + first_s > 2 * seconds:  # a slow processor: one step must do
-            break
-    rounds = plan.accumulation_steps
-    return rounds * len(pixels) / (rounds * statistics.median(backward_s) + statistics.median(update_s))
+    first_s = _seconds(lambda: whole_step(1), accelerator.device)  # compilation, and the optimizer's state
+    short_s = _seconds(lambda: whole_step(1), accelerator.device)
+    # Accumulation counts as in the run, unless its steps are too long for that, and an update is nothing beside them.
+    micro_batches = min(plan.accumulation_steps, max(1, int(seconds / short_s)))
+    step_s = [short_s] if micro_batches == 1 else []
+    # On a slow processor, one step must do.
+    while not step_s or (sum(step_s) < seconds and first_s + short_s + sum(step_s) < 2 * seconds):
+        step_s.append(_seconds(lambda: whole_step(micro_batches), accelerator.device))
+    accelerator.free_memory()  # which would else take this network and optimizer for the run's
+    if scale is not None:
+        accelerator.scaler.load_state_dict(scale)
+    return micro_batches * len(batch["index"]) / statistics.median(step_s)
 
 
 def _seconds(call: Callable[[], None], device: torch.device) -> float:

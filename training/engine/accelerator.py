@@ -1,16 +1,20 @@
 """Accelerate's part of a run: device, number format and processes. All else is the recipe's."""
 
+import dataclasses
 import os
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
 from training.config.train_config import TrainConfig
 from training.errors import RunError
+from training.system.memory import keep_freed_memory
 
 # Other ways to train that `accelerate launch` announces to its processes, by variable.
 OTHER_WAYS = {
@@ -28,9 +32,14 @@ def build_accelerator(config: TrainConfig, run_folder: Path) -> Accelerator:
     The recipe cuts its batches itself, so gradient accumulation is not Accelerate's, whatever its variables say.
 
     Raises:
-        RunError: the launcher asks for a way to train that this is not, or its processes cannot find each other.
+        RunError: the launcher asks for a way to train that this is not, its processes cannot find each other, the
+            tracker is not installed, or the device cannot do what the recipe asks for.
     """
+    if config.report_to and config.report_to not in map(str, get_available_trackers()):
+        raise RunError(f"tracker {config.report_to!r} of --report_to is not installed, or unknown to Accelerate")
     check_environment(os.environ, config.precision)
+    # torch 2.14 renames an argument that Accelerate passes on by its old name.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not find each other
@@ -52,7 +61,15 @@ def build_accelerator(config: TrainConfig, run_folder: Path) -> Accelerator:
             f"WORLD_SIZE says {expected} processes, but this one trains by itself: start it with torchrun or "
             "accelerate launch, which also set LOCAL_RANK"
         )
+    dataclasses.replace(config, precision=accelerator.mixed_precision).check_device(accelerator.device.type)
     return accelerator
+
+
+def set_up_backend(device: torch.device) -> None:
+    """Have PyTorch compute fast on `device`, in this process."""
+    torch.backends.cudnn.benchmark = True
+    if device.type == "cpu":
+        keep_freed_memory()
 
 
 def check_environment(environment: Mapping[str, str], precision: str | None) -> None:

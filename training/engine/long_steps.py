@@ -7,6 +7,7 @@ seconds, at micro-batches that are the same on all ranks.
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -27,14 +28,22 @@ class LongSteps:
         accelerator: of this process.
         network: the model itself, whose BatchNorm statistics each micro-batch changes.
         positions: of the stream, if there is one.
+        wants_to_stop: whether this rank has a reason to stop now.
 
     Attributes:
         micro_batch_s: how long a micro-batch of this rank took in its last step, for `agree`; infinite before.
     """
 
-    def __init__(self, accelerator: Accelerator, network: nn.Module, positions: StreamPositions | None) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        network: nn.Module,
+        positions: StreamPositions | None,
+        wants_to_stop: Callable[[], bool],
+    ) -> None:
         self.micro_batch_s = math.inf
         self._accelerator = accelerator
+        self._wants_to_stop = wants_to_stop
         self._followed = [*network.buffers(), *([positions.tensor] if positions else [])]
         self._every = 1  # micro-batches between two looks, the same on all ranks
 
@@ -46,12 +55,12 @@ class LongSteps:
         self._before = [tensor.clone() for tensor in self._followed] if self._every < micro_batches else None
 
     @torch.no_grad()
-    def stopped(self, done: int, wants_to_stop: bool) -> bool:
+    def stopped(self, done: int) -> bool:
         """Whether all ranks stop here, after `done` micro-batches. BatchNorm and stream are then as before the step;
         the gradients, which are of no use any more, are the caller's to drop."""
         if self._before is None or done % self._every or done == self._micro_batches:  # at the end there is `agree`
             return False
-        wish = torch.tensor([wants_to_stop], dtype=torch.float32, device=self._accelerator.device)
+        wish = torch.tensor([self._wants_to_stop()], dtype=torch.float32, device=self._accelerator.device)
         if not self._accelerator.gather(wish).any():
             return False
         for tensor, before in zip(self._followed, self._before, strict=True):

@@ -11,7 +11,7 @@ of processes and loader workers.
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import datasets
@@ -184,7 +184,7 @@ class StreamPositions:
         else:
             self.is_exact, self.tensor = False, torch.tensor([[epoch, 0, 0, 0]]).repeat(shape[1], 1)
 
-    def followed(self, batches: Iterator[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+    def followed(self, batches: Iterator[dict[str, torch.Tensor]]) -> Generator[dict[str, torch.Tensor], None, None]:
         """The loader's micro-batches, each noted as it is handed on."""
         for number, batch in enumerate(batches, self.first_batch):
             self.tensor[number % len(self.tensor)] = batch["position"][-1]

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
+from training.config.train_config import TrainConfig
+
 
 def build_schedule(
     name: str,
@@ -87,6 +89,29 @@ def _cosine(
         return float(lowest) + float(peak - lowest) * (1 + math.cos(math.pi * progress)) / 2
 
     return lr
+
+
+def lr_schedule(config: TrainConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate of a run as a function of its optimizer step."""
+    return build_schedule(
+        config.schedule,
+        lr=config.lr,
+        total_steps=config.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=config.warmup_lr,
+        decay_epochs=config.decay_epochs,
+        decay_rate=config.decay_rate,
+        min_lr=config.min_lr,
+    )
+
+
+def warmup_remark(config: TrainConfig, steps_per_epoch: int) -> str | None:
+    """What to know about a run that ends in its warm-up, as a staircase may: its learning rate stays below `lr`."""
+    if config.warmup_epochs < config.epochs:
+        return None
+    highest = lr_schedule(config, steps_per_epoch)(config.epochs * steps_per_epoch - 1)
+    return f"warmup_epochs {config.warmup_epochs:g} outlasts the run: at most {highest:.3g}, never lr {config.lr:g}"
 
 
 def _fraction(field: str, value: float | str) -> Fraction:

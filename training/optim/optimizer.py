@@ -167,9 +167,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def named_learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """What a record states beside `lr`: `lr_<name>` of each group that has a `name`."""
-    return {f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups if "name" in group}
+def named_learning_rates(optimizer: torch.optim.Optimizer, lr: float) -> dict[str, float]:
+    """What a record states beside `lr`, the schedule's: `lr_<name>` of each group that has a `name`."""
+    groups = [group for group in optimizer.param_groups if "name" in group]
+    return {f"lr_{group['name']}": lr * group.get("lr_scale", 1.0) for group in groups}
 
 
 def build_optimizer(

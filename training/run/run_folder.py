@@ -10,19 +10,12 @@ runs/<name>/recipe.yaml      the resolved recipe
 import errno
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import PIL.Image
 from safetensors import SafetensorError
-from transformers import pipeline
 
 from modeling_tinynet import TinyNetForImageClassification, TinyNetImageProcessor
-from training.data.decoding import decode_rgb
-from training.data.sources import Splits
 from training.errors import RunError
-from training.reporting.console import advice, format_duration
 from training.run.checkpoint import latest_checkpoint
 from training.system.replace_folder import remove_leftovers, replace_folder, temporary_name
 from training.system.write_errors import errors_name_first_argument
@@ -95,23 +88,3 @@ def save_model_folder(folder: Path, model: TinyNetForImageClassification, proces
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def print_result(run_folder: Path, summary: Mapping[str, Any], splits: Splits) -> None:
-    """The result, and the proof that it is usable: one held-out image through transformers' own pipeline."""
-    best, shares = summary["best"], summary["time_shares"]
-    print(
-        f"\nbest: top-1 {best['top_1_correct']}/{best['n']} = {100 * best['top_1']:.3f} % ({best['weights']} weights, "
-        f"epoch {best['epoch']}); {format_duration(summary['elapsed_s'])} in all"
-    )
-    spent = [f"{part.replace('_', '/')} {share:.0f} %" for part, share in shares.items() if share >= 1]
-    print(f"time: {', '.join(spent)}")
-    if hint := advice(shares):
-        print(hint)
-    sample = next(iter(splits.validation))
-    image = PIL.Image.fromarray(decode_rgb(sample[splits.image_column]).permute(1, 2, 0).numpy())
-    answer = pipeline("image-classification", model=str(run_folder / "best"))(image)[0]
-    print(
-        f'pipeline("image-classification", model="{run_folder}/best"): a held-out image of '
-        f"{splits.class_names[sample[splits.label_column]]!r} is {answer['label']!r} with score {answer['score']:.3f}"
-    )

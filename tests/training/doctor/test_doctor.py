@@ -5,7 +5,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-import torch
+from accelerate import Accelerator
 
 from tests import launcher
 from tests.photos import write_photo_folder
@@ -15,6 +15,7 @@ from training.data import decoding
 from training.data.sources import Splits, load_splits
 from training.doctor.diagnosis import advice, main, report
 from training.doctor.rates import Rates, measure_rates
+from training.engine.step import OptimizerStep
 from training.loading.sampling import TrainingPlan
 
 ROOT = Path(__file__).parents[3]
@@ -74,14 +75,34 @@ def test_a_slow_source_is_seen_as_what_it_is(photos):
     stream = datasets.IterableDataset.from_generator(rows, features=stored.features, gen_kwargs={"shards": [0]})
     splits = Splits(stream, stream, CLASSES, "image", "label", "a slow stream")
     config = TrainConfig(
-        model="tinynet_e", image_size=32, global_batch_size=8, per_device_batch_size=8, streaming=True, precision="no"
+        model="tinynet_e",
+        image_size=32,
+        global_batch_size=8,
+        per_device_batch_size=8,
+        streaming=True,
+        precision="no",
+        num_workers=1,
     )
     plan = TrainingPlan(len(stored), 8, 8, drop_last=True)
-    rates = measure_rates(config, splits, plan, device=torch.device("cpu"), num_workers=1, seconds=1)
+    rates = measure_rates(config, splits, plan, Accelerator(cpu=True), seconds=1)
     assert 0 < rates.read <= 100
     assert rates.decode > rates.read
     hints = advice(replace(rates, device="cuda", step=1e9), cores=1)
     assert any("Parquet" in hint for hint in hints)
+
+
+def test_the_step_is_the_trainers_own_and_leaves_the_accelerator_as_it_was(photos, monkeypatch):
+    """What the doctor measures cannot drift from what a run does; and the run's own model is prepared only later."""
+    updates, apply_update = [], OptimizerStep.apply_update
+    monkeypatch.setattr(OptimizerStep, "apply_update", lambda self, lr: updates.append(self) or apply_update(self, lr))
+    config = TrainConfig(
+        **{"model": "tinynet_e", "image_size": 32, "global_batch_size": 8, "per_device_batch_size": 4},
+        **{"precision": "no", "num_workers": 0},
+    )
+    accelerator = Accelerator(cpu=True)
+    rates = measure_rates(config, load_splits(str(photos)), TrainingPlan(16, 8, 4), accelerator, seconds=0.6)
+    assert rates.step > 0 and len(updates) >= 2
+    assert accelerator._models == accelerator._optimizers == []
 
 
 def test_bars_are_as_long_as_the_rates():

@@ -18,13 +18,13 @@ def network() -> torch.nn.Module:
 
 @pytest.fixture
 def steps(network) -> LongSteps:
-    return LongSteps(Accelerator(cpu=True), network, None)
+    return LongSteps(Accelerator(cpu=True), network, None, lambda: True)
 
 
 def looks(steps: LongSteps, micro_batches: int) -> list[int]:
     """The micro-batches after which a signal would stop the run."""
     steps.begin(micro_batches)
-    return [done for done in range(1, micro_batches + 1) if steps.stopped(done, True)]
+    return [done for done in range(1, micro_batches + 1) if steps.stopped(done)]
 
 
 def test_until_the_ranks_know_better_they_ask_after_every_micro_batch_but_the_last(steps):
@@ -54,16 +54,18 @@ def test_the_time_of_a_micro_batch_is_told_to_the_others(steps, monkeypatch):
 
 def test_a_step_that_is_broken_off_leaves_batch_norm_and_stream_as_they_were(network):
     positions = StreamPositions(2, 0, 0, None)
-    steps = LongSteps(Accelerator(cpu=True), network, positions)
+    signals = []
+    steps = LongSteps(Accelerator(cpu=True), network, positions, lambda: bool(signals))
     network(torch.randn(8, 3))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     stream_before = positions.tensor.clone()
     steps.begin(4)
     network(torch.randn(8, 3))
     positions.tensor += 1
-    assert not steps.stopped(1, False)
+    assert not steps.stopped(1)
     assert not torch.equal(network.running_mean, before["running_mean"])
     network(torch.randn(8, 3))
-    assert steps.stopped(2, True)
+    signals.append("SIGTERM")
+    assert steps.stopped(2)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert torch.equal(positions.tensor, stream_before)

@@ -356,11 +356,11 @@ def test_backbone_and_classifier_train_as_two_groups_of_a_plain_optimizer(name):
             backward(each_net, step)
             each.step()
     assert_same_weights(net, witness_net, 1e-10)
-    assert named_learning_rates(optimizer) == {"lr_backbone": 0.1 * lr}
+    assert named_learning_rates(optimizer, lr) == {"lr_backbone": 0.1 * lr}
 
 
 def test_an_optimizer_without_named_groups_names_no_rate():
-    assert named_learning_rates(build_optimizer(small_net(), "sgd", **RECIPE)) == {}
+    assert named_learning_rates(build_optimizer(small_net(), "sgd", **RECIPE), 0.1) == {}
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.1, math.nan])

@@ -12,9 +12,9 @@ import torch
 from modeling_tinynet import TinyNetConfig, TinyNetForImageClassification
 from training.config.train_config import TrainConfig
 from training.errors import RunError
-from training.explain import lr_schedule
 from training.modeling.batch_norm import batch_norm_statistics
 from training.modeling.ema import ExponentialMovingAverage
+from training.optim.lr_schedule import lr_schedule
 from training.optim.optimizer import build_optimizer
 from training.run.checkpoint import CheckpointError, load_checkpoint, optimizer_tensors, save_checkpoint
 from training.run.progress import Progress

@@ -17,6 +17,7 @@ from tests import launcher
 from tests.evaluation_runs import DIGITS, ROOT, digits_folder, load_script, run, run_json, save_model
 from training.command import run_command
 from training.data.sources import load_splits
+from training.errors import ModelError
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,7 @@ def test_a_name_of_two_classes_is_not_taken_for_either(script):
     """The last of them was, so that half of its images could count as wrong."""
     model = script.Model("twins", torch.nn.Linear(4, 3), ["crane", "ant", "crane"], None)
     assert script.with_classes_of(["ant"], model).labels == ["ant", "crane", "crane"]
-    with pytest.raises(script.ModelError, match="twins has 2 classes called 'crane': tell them apart"):
+    with pytest.raises(ModelError, match="twins has 2 classes called 'crane': tell them apart"):
         script.with_classes_of(["ant", "crane"], model)
 
 

@@ -313,13 +313,16 @@ BUGS = {
     "in the plan": "from training.loading.sampling import TrainingPlan as T; T.steps_per_epoch = property(broken)",
     "in the network": "import modeling_tinynet; modeling_tinynet.TinyNetForImageClassification.__init__ = broken",
 }
-BROKEN_TRAIN = """
-import sys, train
+BROKEN_TRAIN = (
+    f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+    + """
+import train
 def broken(*arguments, **named):
     raise ValueError("a bug")
 {}
 sys.exit(train.run(sys.argv[1:]))
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -327,4 +327,4 @@ def test_a_closed_standard_output_hides_no_mistake(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit) as exit:
         runpy.run_module("hub_card.push", run_name="__main__")
     assert exit.value.code == 2
-    assert capsys.readouterr().err == f"error: there is no folder {tmp_path / 'none'}; name the folder of a run\n"
+    assert capsys.readouterr().err == f"error: there is no folder {tmp_path / 'none'}; give the folder of a run\n"

@@ -163,6 +163,7 @@ def test_a_bad_image_is_one_sentence(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--lr", "fast"], "error: lr must be a valid number, got 'fast'"),
         (["--dataset", "/nowhere"], "error: folder /nowhere does not exist"),
         (["--dataset", "digits", "--global_batch_size", "4096", "--rescale"], "fewer than one global batch of 4096"),
     ],
@@ -178,7 +179,6 @@ def test_mistakes_are_one_sentence(arguments, sentence, capsys):
     [
         (["--secnods", "3"], "unknown flag --secnods"),
         (["--seconds", "0"], "--seconds: must be a whole number of at least 1, got '0'"),
-        (["--lr", "fast"], "lr must be a valid number, got 'fast'"),
     ],
 )
 def test_wrong_flags_are_exit_code_2(arguments, sentence, capsys):

@@ -272,7 +272,7 @@ def build_parser() -> CommandParser:
     )
     running.add_argument("--device", type=device, default="auto", help="auto, cpu or cuda (default: %(default)s)")
     results = parser.add_argument_group("results")
-    results.add_argument("--json", type=output_file, metavar="FILE", help="write the counts")
+    results.add_argument("--json", type=output_file, metavar="FILE", help="write counts and metrics")
     results.add_argument("--per_class", action="store_true", help="metrics of each class, worst first, and in --json")
     results.add_argument("--confusion", type=output_file, metavar="FILE.png", help="draw the confusion matrix")
     return parser

@@ -45,7 +45,8 @@ def save_curves(
     The same records give the same pixels, whatever the user's matplotlib settings are; pyplot is not used.
 
     Raises:
-        OSError, ValueError: the metrics cannot be read (see `records.read_metrics`) or the plot cannot be written.
+        OSError: the metrics cannot be read, or the plot cannot be written.
+        RunError: the metrics are damaged, see `read_metrics`.
     """
     records = read_metrics(metrics_path)
     steps = [record for record in records if record["kind"] == "step"]

@@ -99,7 +99,7 @@ class MetricsLog:
         **more: Any,
     ) -> Record:
         """Write one epoch record and return it as it was given. `time_shares` are percentages by part, from
-        `display.StepTimer.shares`; `epoch_s` is the epoch's wall time with its evaluation."""
+        the step timer; `epoch_s` is the epoch's wall time with its evaluation."""
         return self._append(
             {
                 "kind": "epoch",

@@ -37,11 +37,28 @@ def _limit(holds: Callable[[Any], object], words: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _not_bool(value: Any) -> Any:
-    """To Python, True is 1."""
-    if isinstance(value, bool):
-        raise ValueError("must be a valid number")
-    return value
+def _only(holds: Callable[[Any], object], words: str) -> BeforeValidator:
+    """Refuses what pydantic would convert all the same: 2.0 to an integer, `y` to true, a set to a pair."""
+
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(f"must be {words}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)  # to Python, True is 1
+
+
+def _is_integer(value: Any) -> bool:
+    # Text without digits of a fraction; pydantic says what else is wrong with it.
+    return _is_number(value) and not isinstance(value, float) and "." not in str(value)
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool) or str(value).lower() in ("true", "yes", "on", "false", "no", "off")
 
 
 def _none_if_unset(value: Any) -> Any:
@@ -68,8 +85,10 @@ def _is_repository(text: str) -> bool:
 
 T = TypeVar("T")
 Unsettable = Annotated[T | None, BeforeValidator(_none_if_unset)]
-Integer = Annotated[int, BeforeValidator(_not_bool)]
-Number = Annotated[float, BeforeValidator(_not_bool)]
+Integer = Annotated[int, _only(_is_integer, "a valid integer")]
+Number = Annotated[float, _only(_is_number, "a valid number")]
+Switch = Annotated[bool, _only(_is_switch, "true or false")]
+Text = Annotated[str, Field(strict=True)]
 
 Count = Annotated[Integer, Field(ge=1)]
 CountOrZero = Annotated[Integer, Field(ge=0)]
@@ -83,11 +102,11 @@ Scale = Annotated[
     Number, _limit(lambda scale: scale > 0, "above 0 (a factor like 1e-3 leaves the weights almost as they are)")
 ]
 
-Name = Annotated[str, _limit(_is_utf8, "UTF-8 text"), _limit(str.strip, "a name, not empty")]
-Repository = Annotated[str, _limit(_is_repository, "a repository like me/tinynet-flowers")]
-StopOrSkip = Annotated[str, _limit(re.compile(r"stop|skip:[1-9]\d*").fullmatch, "stop, or skip:N with a whole N")]
-Interval = Annotated[str, _limit(SAVE_EVERY.fullmatch, "an interval like 500steps or 10min")]
-Pair = tuple[Number, Number]
+Name = Annotated[Text, _limit(_is_utf8, "UTF-8 text"), _limit(str.strip, "a name, not empty")]
+Repository = Annotated[Text, _limit(_is_repository, "a repository like me/tinynet-flowers")]
+StopOrSkip = Annotated[Text, _limit(re.compile(r"stop|skip:[1-9]\d*").fullmatch, "stop, or skip:N with a whole N")]
+Interval = Annotated[Text, _limit(SAVE_EVERY.fullmatch, "an interval like 500steps or 10min")]
+Pair = Annotated[tuple[Number, Number], _only(lambda pair: isinstance(pair, list | tuple), "two numbers")]
 Areas = Annotated[
     Pair, _limit(lambda pair: 0 < pair[0] <= pair[1] <= 1, "two shares of the area, 0 < low <= high <= 1")
 ]
@@ -147,7 +166,7 @@ class Fields:
     validation_fraction: Share = _field(
         0.2, "data", "share of the train split held out where there is no validation split"
     )
-    streaming: bool = _field(False, "data", "read a Hub dataset over the network instead of storing it")
+    streaming: Switch = _field(False, "data", "read a Hub dataset over the network instead of storing it")
     global_batch_size: Count = _field(1024, "data", "images in one optimizer step, over all processes", published=True)
     per_device_batch_size: Count = _field(
         128, "data", "images a process takes at once; the rest is accumulation", published=True
@@ -155,8 +174,8 @@ class Fields:
     on_bad_image: StopOrSkip = _field(
         "stop", "data", "stop, or skip:N: train on another in its place, at most N times per epoch"
     )
-    drop_last: bool = _field(True, "data", "drop the last, short batch of an epoch", published=True)
-    rescale: bool = _field(
+    drop_last: Switch = _field(True, "data", "drop the last, short batch of an epoch", published=True)
+    rescale: Switch = _field(
         False, "data", "another --global_batch_size than the recipe's rescales learning rate and EMA decay with it"
     )
 
@@ -218,16 +237,16 @@ class Fields:
     precision: Unsettable[Literal["no", "fp16", "bf16"]] = _field(
         None, "precision", "number format of the forward pass; unset: accelerate launch decides (published: no)"
     )
-    channels_last: bool = _field(True, "precision", "memory format NHWC, the faster one for these networks")
-    compile: bool = _field(False, "precision", "torch.compile the model")
-    sync_batch_norm: bool = _field(
+    channels_last: Switch = _field(True, "precision", "memory format NHWC, the faster one for these networks")
+    compile: Switch = _field(False, "precision", "torch.compile the model")
+    sync_batch_norm: Switch = _field(
         False, "precision", "BatchNorm statistics over all processes, slower", published=True
     )
 
     output_dir: Name = _field("runs", "run", "folder that holds one folder a run")
     run_name: Unsettable[Name] = _field(None, "run", "name of this run's folder; unset: made from model and dataset")
     resume: Name = _field("auto", "run", "auto (continue if there is a checkpoint), must, never, or a checkpoint")
-    allow_data_change: bool = _field(False, "run", "continue although the dataset is another than at the checkpoint")
+    allow_data_change: Switch = _field(False, "run", "continue although the dataset is another than at the checkpoint")
     save_every_epochs: Count = _field(1, "run", "epochs between two checkpoints", published=True)
     save_every: Interval = _field("10min", "run", "and between two within an epoch: 500steps, 10min")
     keep: Annotated[Integer, Field(ge=2)] = _field(
@@ -273,7 +292,9 @@ def one_sentence(error: ValidationError) -> str:
     if inside or mistake["type"] in ("tuple_type", "too_long"):
         return f"{name} must be two numbers, got {mistake['input']!r}"
     # pydantic adds how it failed to read the value, which comes next anyway.
-    rule = str(our_rule or re.sub(r", (unable to (parse string|interpret)|got) .*", "", mistake["msg"]))
+    rule = str(our_rule or re.sub(r", (unable to (parse (string|raw data)|interpret)|got) .*", "", mistake["msg"]))
+    if mistake["type"] == "int_parsing_size":
+        rule = "must be an integer of fewer digits"
     rule = rule.replace("Input should", "must").replace("a valid boolean", "true or false")
     return f"{name} {rule}, got {mistake['input']!r}"
 

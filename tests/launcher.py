@@ -126,8 +126,9 @@ def server_for(env: Mapping[str, str]) -> socket.socket:
 
 def stop_servers() -> None:
     if _servers:
-        _servers["plain"].close()
-        _servers["hub"].close()
+        for name in ("plain", "hub"):
+            _servers[name].shutdown(socket.SHUT_RDWR)  # a worker that the test process has forked holds it too
+            _servers[name].close()
         _servers["process"].wait()
         _servers.clear()
 
@@ -142,12 +143,14 @@ def serve(plain: socket.socket, hub: socket.socket) -> None:
         importlib.import_module(name)
     sys.modules["PIL.Image"].init()
     requests, others = hub, plain
+    server = os.getpid()
     if os.fork() == 0:
-        end_with_parent()
+        end_with_parent(server)
         requests, others = plain, hub
         for name in HUB_LIBRARIES:
             importlib.import_module(name)
     others.close()
+    server = os.getpid()
     gc.freeze()  # what is never collected is never copied either
     while True:
         request, descriptors, _, _ = socket.recv_fds(requests, 1 << 20, 3)
@@ -158,27 +161,29 @@ def serve(plain: socket.socket, hub: socket.socket) -> None:
                 pass
         if os.fork() == 0:
             requests.close()
-            end_with_parent()
+            end_with_parent(server)
             keep(socket.socket(fileno=descriptors[0]), descriptors[1:], **json.loads(request))
             return
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it had ended before the call
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def keep(reports: socket.socket, outputs: list[int], args: list[str], cwd: str, env: dict, num_ranks: int) -> None:
     """Returns in the run, or in each rank, when it has ended."""
     ports, announce = os.pipe()
-    pids: list[int] = []
+    keeper, pids = os.getpid(), []
     for rank in range(num_ranks):
         pid = os.fork()
         if pid == 0:
             reports.close()
             os.close(announce)
-            end_with_parent()
+            end_with_parent(keeper)
             if num_ranks > 1:
                 env |= rank_variables(rank, num_ranks, port=os.read(ports, 5).decode())
             become(args, cwd, env, outputs)
@@ -241,6 +246,7 @@ def become(args: list[str], cwd: str, env: dict[str, str], outputs: list[int]) -
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.modules["numpy"].random.seed()  # or what draws without a seed would draw the same in each run
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     paths = [*filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *libraries]
     if args[0] == "-m":

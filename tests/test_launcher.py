@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -45,6 +47,13 @@ def test_arguments_folder_environment_and_paths_are_its_own(tmp_path):
     assert result.stdout == f"__main__ ['1', 'two'] {tmp_path} 1 {script}\n[]\nat exit\n", result.stderr
 
 
+def test_what_is_random_without_a_seed_differs_between_runs():
+    """Or a run that depends on it would pass for one that can be repeated."""
+    code = "import random, numpy, uuid; print(random.random(), numpy.random.random(), uuid.uuid4())"
+    first, second = (launcher.run(["-c", code]).stdout.split() for _ in range(2))
+    assert len(first) == 3 and not set(first) & set(second)
+
+
 def test_with_another_hub_it_imports_the_hubs_libraries_itself(tmp_path):
     code = "import datasets, huggingface_hub.constants as hub; print(hub.HF_HOME, datasets.config.HF_CACHE_HOME)"
     for home in (tmp_path / "one", tmp_path / "two"):
@@ -78,3 +87,22 @@ def test_ranks_end_with_their_keeper():
     assert process.wait(60) == -signal.SIGKILL
     _, alive = psutil.wait_procs(ranks, timeout=30)
     assert all(rank.status() == psutil.STATUS_ZOMBIE for rank in alive)
+
+
+def test_servers_end_although_a_forked_worker_holds_their_sockets():
+    code = """
+import os, time
+from tests import launcher
+launcher.run(["-c", ""])
+worker = os.fork()
+if worker == 0:
+    time.sleep(100)
+    os._exit(0)
+try:
+    wait = launcher._servers["process"].wait
+    launcher._servers["process"].wait = lambda: wait(30)
+    launcher.stop_servers()
+finally:
+    os.kill(worker, 9)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=launcher.ROOT, check=True, timeout=120)

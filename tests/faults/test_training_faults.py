@@ -5,6 +5,7 @@ what torchrun or Accelerate's launcher does, they start them. The witness is a r
 way, weights, EMA, optimizer and log must end as its do, to the bit.
 """
 
+import contextlib
 import json
 import random
 import re
@@ -75,6 +76,17 @@ def family(process: Run | subprocess.Popen) -> list[psutil.Process]:
     return [parent, *parent.children(recursive=True)]
 
 
+def kill_family(process: Run | subprocess.Popen) -> list[psutil.Process]:
+    """Those that were there. Any of them may end by itself meanwhile."""
+    victims = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        victims = family(process) if process.poll() is None else []
+    for victim in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+    return victims
+
+
 def ranks(process: Run | subprocess.Popen) -> list[psutil.Process]:
     """The training processes, by rank; loader workers are their children."""
     if isinstance(process, Run):
@@ -121,9 +133,7 @@ def test_a_run_killed_again_and_again_ends_as_if_left_alone(processes, seed, und
         while process.poll() is None and lines(run_folder) in (0, before):
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.8))
-        victims = family(process) if process.poll() is None else []
-        for victim in victims:
-            victim.kill()
+        victims = kill_family(process)
         process.communicate()
         if process.returncode == 0:
             break

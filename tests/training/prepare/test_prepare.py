@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -169,18 +168,29 @@ def test_a_bad_image_stops_the_copy_or_is_left_out(photos, tmp_path, capsys):
     assert left_out["sample"] == 4 and str(bad) in left_out["reason"]
 
 
+KILLED = """
+import os, runpy, signal
+from training.prepare import prepared_copy
+write, written = prepared_copy.write_atomically, []
+def write_and_die(path, data):
+    write(path, data)
+    written.append(path)
+    if len(written) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+prepared_copy.write_atomically = write_and_die
+runpy.run_module("training.prepare", run_name="__main__")
+"""
+
+
 def test_a_killed_copy_goes_on_with_its_shards(tmp_path):
     source, output = tmp_path / "source", tmp_path / "copy"
     write_photo_folder(source, crops_per_class=60, val_crops_per_class=2, classes=CLASSES)
     partial = tmp_path / "copy.partial"
     arguments = ["--dataset", source, "--output", output, "--shorter_side", 100, "--shard_size", 4]
-    process = launcher.Run(["-m", "training.prepare", *arguments, "--num_workers", "1"])
-    while len(shards(partial)) < 5 and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    # With the fifth shard in its place, but not in the manifest.
+    assert launcher.run(["-c", KILLED, *arguments, "--num_workers", "1"]).returncode == -signal.SIGKILL
     listed = [shard["name"] for shard in json.loads((partial / "prepared.json").read_text())["shards"]]
-    assert 4 <= len(listed) < 45 and not output.exists()
+    assert len(listed) == 4 and len(shards(partial)) == 5 and not output.exists()
     damaged, *intact = listed
     before = shards(partial)
     (partial / damaged).write_bytes(before[damaged][1][:-1])

@@ -41,6 +41,7 @@ def test_a_full_disk_is_named(what, tmp_path, monkeypatch):
             log.sync()
         else:
             save_model_folder(path, Unwritable(), Unwritable())
+    log.close()
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
     assert str(path) in str(caught.value)
 
@@ -48,9 +49,11 @@ def test_a_full_disk_is_named(what, tmp_path, monkeypatch):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux that is always full")
 def test_a_record_that_finds_no_room_names_the_log(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.close()
     log._file = io.FileIO("/dev/full", "a")
     with pytest.raises(OSError) as caught:
         log._append({"kind": "step", "step": 1})
+    log.close()
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(log.path))
 
 

@@ -6,7 +6,7 @@ What needs a GPU, in one command of at most ten minutes without network: the tes
     python -m benchmarks.gpu --device cpu --dry_run     # every path with tiny shapes; the numbers mean nothing
 
 Speed is that of the trainer's own optimizer step (`training.engine.step`) on random uint8 images that already lie on
-the GPU: smoothed targets, colour jitter and normalisation, forward in bf16 and channels-last, cross-entropy, backward,
+the GPU: smoothed targets, color jitter and normalization, forward in bf16 and channels-last, cross-entropy, backward,
 the gradient's norm, RMSProp, EMA. Here: this package's network, optimizer and EMA. timm: its network, its RMSpropTF as
 its own factory builds it, and ModelEmaV3 with its defaults, in the same step. Both begin with the same weights.
 

@@ -50,7 +50,7 @@ class Trainer:
 
     Attributes:
         progress: how far the run is.
-        summary: of the finished run; empty before.
+        summary: of the finished run, on rank 0; empty before, and on the other ranks.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Trainer:
         if is_finished or epochs_done % config.save_every_epochs == 0:
             with self._timer("saving"):
                 self._saver.save_last(candidates[weights], is_staircase=config.schedule == "staircase")
-                if is_finished:
+                if is_finished and step.accelerator.is_main_process:
                     self.summary = self._summarize(results, elapsed_s)
                     self._saver.save_summary(self.summary)
                 self._saver.save_checkpoint()
